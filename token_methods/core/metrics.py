@@ -1,0 +1,38 @@
+"""Image quality as papers report it. Nothing here is meant to be differentiated."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from token_methods.core.losses import SSIM_C1, SSIM_C2, SSIM_WINDOW, gaussian_window_mean
+
+
+@torch.no_grad()
+def psnr(prediction: Float[Tensor, "n c height width"], target: Float[Tensor, "n c height width"]) -> Float[Tensor, " n"]:
+    """Peak signal-to-noise ratio of each image pair in dB, both clipped to [0, 1]; infinite where they are equal."""
+    squared_error = (prediction.float().clamp(0, 1) - target.float().clamp(0, 1)).square().mean(dim=(1, 2, 3))
+    return -10 * squared_error.log10()
+
+
+@torch.no_grad()
+def structural_similarity(prediction: Float[Tensor, "n c height width"], target: Float[Tensor, "n c height width"]) -> Float[Tensor, " n"]:
+    """SSIM of each image pair in [0, 1], equal to scikit-image's with `win_size=11, gaussian_weights=True, data_range=1`.
+
+    That form takes sample covariances and leaves out a border of 5 pixels; it is not the SSIM of the training loss.
+
+    Raises:
+        ValueError: an image is smaller than the window.
+    """
+    size = len(SSIM_WINDOW)
+    if min(prediction.shape[-2:]) < size:
+        raise ValueError(f"SSIM needs images of at least {size} x {size} pixels, got {prediction.shape[-2]} x {prediction.shape[-1]}")
+    x, y = prediction.float(), target.float()
+    moments = gaussian_window_mean(torch.cat([x, y, x * x, y * y, x * y], dim=1), 0)
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = moments.chunk(5, dim=1)
+    sample = size**2 / (size**2 - 1)
+    variances = sample * (mean_xx - mean_x * mean_x + mean_yy - mean_y * mean_y)
+    covariance = sample * (mean_xy - mean_x * mean_y)
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x * mean_x + mean_y * mean_y + SSIM_C1)
+    return (luminance * (2 * covariance + SSIM_C2) / (variances + SSIM_C2)).mean(dim=(1, 2, 3))

@@ -1,0 +1,326 @@
+"""MultiSceneDataManager: batches over many scenes for training, windows for evaluation, and one scene in hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+import numpy as np
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from token_methods.core.cameras import Similarity
+from token_methods.core.views import SceneBatch
+from token_methods.multiscene.datamanager_config import MultiSceneDataManagerConfig as MultiSceneDataManagerConfig
+from token_methods.multiscene.errors import SceneError
+from token_methods.multiscene.evaluation_index import IndexEntry, read_evaluation_index, scene_of_entry
+from token_methods.multiscene.sampling import Frames
+from token_methods.multiscene.scene_dataset import SceneDataset
+from token_methods.multiscene.scene_discovery import SceneSource, find_scenes
+from token_methods.multiscene.scene_split import SceneSplit, read_split_file, split_by_fraction, split_by_lists
+from token_methods.multiscene.scenes import ParsedScenes, Scene
+from token_methods.multiscene.training_batches import Prefetcher, SampleLoader, SceneDraws
+from token_methods.multiscene.view_loading import ViewCache, ViewLoader, free_memory
+from token_methods.multiscene.windows import (
+    EvaluationWindow,
+    drawn_window,
+    held_out_frame_windows,
+    spread_context,
+    training_frames,
+)
+
+
+class MultiSceneDataManager(VanillaDataManager):
+    """Scenes of any dataparser for feed-forward methods.
+
+    Training reads `next_train_batch`, evaluation `evaluation_windows` and `load_window`. For the commands that look at one
+    scene, `train_dataset` holds its context views and `eval_dataset` its other views, both undistorted.
+
+    Raises:
+        SceneError: `--data` holds no scene, the lists of scenes contradict each other, or the scene in hand cannot be read.
+    """
+
+    config: MultiSceneDataManagerConfig  # type: ignore[assignment]
+    train_dataset: SceneDataset
+    eval_dataset: SceneDataset
+
+    def __init__(
+        self,
+        config: MultiSceneDataManagerConfig,
+        device: Union[torch.device, str] = "cpu",
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.world_size = world_size
+        self.local_rank = local_rank
+        self.rank = _global_rank(local_rank)
+        self.test_mode = test_mode
+        self.test_split = "test" if test_mode in ("test", "inference") else "val"
+        if config.data is not None:
+            config.dataparser.data = Path(config.data)
+        else:
+            config.data = config.dataparser.data
+        self.exclude_batch_keys_from_device = ["image", "mask"]
+        self.sources: dict[str, SceneSource] = {s.name: s for s in find_scenes(Path(config.data), config.dataparser)}
+        self.index_entries: list[IndexEntry] = (
+            [] if config.evaluation_index is None else read_evaluation_index(config.evaluation_index, config.num_context_views)
+        )
+        self.split = self._split()
+        self.held_out_interval = config.held_out_frame_interval or (8 if len(self.sources) == 1 else 0)
+        self.parsed = ParsedScenes()
+        self.view_loader = ViewLoader(config.image_height, config.image_width, config.crop_convention, ViewCache(self._budget()))
+        self.prefetcher: Optional[Prefetcher] = None
+        self._open_first_scene()
+        DataManager.__init__(self)
+
+    # Training.
+
+    def setup_train(self) -> None:
+        """Begin to load the first batches; only when training."""
+        if self.test_mode == "val" and self.split.train:
+            self._batches().start(0)
+
+    def setup_eval(self) -> None:
+        """Nothing to prepare: evaluation windows are loaded when they are asked for."""
+
+    def next_train_batch(self, step: int) -> SceneBatch:
+        """The batch of a step, on the device. It depends on seed, step and process alone, not on earlier calls.
+
+        Raises:
+            SceneError: no scene is left that could be trained on.
+        """
+        return self._batches().batch(step).to(self.device)
+
+    def get_train_rays_per_batch(self) -> int:
+        """Pixels supervised per step and process."""
+        return self.config.batch_size * self.config.num_target_views * self.config.image_height * self.config.image_width
+
+    def get_eval_rays_per_batch(self) -> int:
+        return self.config.num_target_views * self.config.image_height * self.config.image_width
+
+    def next_train(self, step: int) -> Any:
+        raise NotImplementedError("a multi-scene data manager gives batches of scenes: call next_train_batch(step)")
+
+    def next_eval(self, step: int) -> Any:
+        raise NotImplementedError("a multi-scene data manager gives batches of scenes: call load_window(window)")
+
+    # Evaluation.
+
+    def evaluation_windows(self) -> Sequence[EvaluationWindow]:
+        """What `config.evaluate` names; by default held-out scenes if there are any, else held-out frames.
+
+        Raises:
+            SceneError: nothing is held out, or a scene cannot be read.
+        """
+        wanted = self.config.evaluate or ("held-out-scenes" if self.split.evaluation else "held-out-frames")
+        windows = self._held_out_scenes if wanted == "held-out-scenes" else self._held_out_frames
+        if not windows:
+            raise SceneError(f"there are no {wanted} to evaluate: set --eval-scene-fraction, --eval-scenes or --held-out-frame-interval")
+        return windows
+
+    def load_window(self, window: EvaluationWindow) -> SceneBatch:
+        """Context and targets of a window on the device, a batch of one.
+
+        Raises:
+            SceneError: an image cannot be read, or the window names a frame that the scene does not have.
+        """
+        scene = self.scene(window.scene)
+        wrong = [frame for frame in (*window.context, *window.target) if frame >= scene.num_frames]
+        if wrong:
+            raise SceneError(
+                f"the evaluation index names frame {wrong[0]} of scene {window.scene}, which has {scene.num_frames} frames "
+                "(counted from 0, sorted by file name); check that it was made for these data"
+            )
+        return self.view_loader.batch(scene, list(window.context), list(window.target)).to(self.device)
+
+    # The scene in hand.
+
+    @property
+    def scene_names(self) -> list[str]:
+        """All scenes: those held out first, then those trained on."""
+        listed = [*self.split.evaluation, *self.split.train]
+        return listed + [name for name in self.sources if name not in set(listed)]
+
+    @property
+    def scene_index(self) -> int:
+        """Number of the scene in hand in `scene_names`."""
+        return self.scene_names.index(self.current.name)
+
+    def select_scene(self, scene: int | str | Path) -> None:
+        """Take a scene in hand by its number, its name, or the folder of a scene outside the data.
+
+        Raises:
+            SceneError: there is no such scene, or it cannot be read.
+        """
+        self._open(self._name_of(scene))
+        self.config.scene = self.current.name
+
+    def scene(self, name: str) -> Scene:
+        """A scene by name, parsed when first asked for.
+
+        Raises:
+            SceneError: it cannot be read.
+        """
+        return self.parsed[self.sources[name]]
+
+    def scene_batch(self, max_targets: Optional[int] = 32) -> SceneBatch:
+        """The scene in hand at the network's size: its context views, and its other views (evenly chosen if there are more)."""
+        target = self.other_frames
+        if max_targets is not None and len(target) > max_targets:
+            target = [target[i] for i in np.linspace(0, len(target) - 1, max_targets).round().astype(int)]
+        return self.view_loader.batch(self.current, self.context_frames, target).to(self.device)
+
+    def scene_frame(self) -> Similarity:
+        """Original world -> dataset frame of the scene in hand, float64, a batch of one."""
+        return self.current.frame
+
+    def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
+        """A random other view of the scene in hand at its own size."""
+        return next(iter(self.eval_dataloader))
+
+    def get_datapath(self) -> Path:
+        """Folder of the scene in hand: camera paths drawn in the viewer are stored there."""
+        return self.current.path if self.current.path.is_dir() else self.current.path.parent
+
+    def _open(self, name: str) -> None:
+        scene = self.scene(name)
+        context = self._context_of(scene)
+        other = [frame for frame in range(scene.num_frames) if frame not in set(context)]
+        if len(other) < 2:
+            other = list(range(scene.num_frames))
+        self.current: Scene = scene
+        self.context_frames, self.other_frames = context, other
+        self.train_dataset = SceneDataset(scene, context)
+        self.eval_dataset = SceneDataset(scene, other)
+        self.train_dataparser_outputs: DataparserOutputs = self.train_dataset._dataparser_outputs
+        self.dataparser: DataParser = scene.parser
+        self.dataparser_config = self.sources[name].dataparser
+        self.includes_time = bool(scene.parser.includes_time)
+        self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
+        self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
+
+    def _open_first_scene(self) -> None:
+        if self.config.scene is not None:
+            return self._open(self._name_of(self.config.scene))
+        names = self.scene_names
+        for name in names:
+            try:
+                return self._open(name)
+            except SceneError as error:
+                if self.test_mode != "val" or name == names[-1]:
+                    raise
+                CONSOLE.print(f"[bold yellow]Scene {name} is not shown: {error}")
+
+    def _name_of(self, scene: int | str | Path) -> str:
+        names = self.scene_names
+        if str(scene) in self.sources:
+            return str(scene)
+        if isinstance(scene, int) or str(scene).isdigit():
+            if int(scene) >= len(names):
+                raise SceneError(f"there is no scene number {scene}: the data hold {len(names)} scenes, counted from 0")
+            return names[int(scene)]
+        if not Path(scene).exists():
+            shown = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
+            raise SceneError(f"there is no scene {str(scene)!r} in the data, and no such folder; there are {shown}")
+        source = find_scenes(Path(scene), self.config.dataparser)[0]
+        known = self.sources.get(source.name)
+        if known is not None and known.path.resolve() != source.path.resolve():
+            source = SceneSource(source.path.resolve().as_posix(), source.path, source.dataparser)
+        self.sources.setdefault(source.name, source)
+        return source.name
+
+    def _context_of(self, scene: Scene) -> list[int]:
+        for entry in self.index_entries:
+            if scene_of_entry(entry.key, self.sources) == scene.name and max(entry.context) < scene.num_frames:
+                return list(entry.context)
+        return spread_context(scene, self._frames_seen(scene), self.config.num_context_views)
+
+    # What is trained on and what is held out.
+
+    def _split(self) -> SceneSplit:
+        config, names = self.config, list(self.sources)
+        if config.scene_split is not None and (config.train_scenes or config.eval_scenes):
+            raise SceneError("give --scene-split or --train-scenes / --eval-scenes, not both")
+        train, evaluation = config.train_scenes, config.eval_scenes
+        if config.scene_split is not None:
+            train, evaluation = (None if part is None else tuple(part) for part in read_split_file(config.scene_split))
+        if train is not None or evaluation is not None:
+            return split_by_lists(names, train, evaluation, must_exist=self.test_mode == "val")
+        if self.index_entries:
+            indexed = {scene_of_entry(entry.key, names) for entry in self.index_entries} - {None}
+            return split_by_lists(names, None, sorted(filter(None, indexed)))
+        return split_by_fraction(names, config.eval_scene_fraction, config.seed)
+
+    def _frames_seen(self, scene: Scene) -> Frames:
+        """Frames of a scene that may be looked at: all but those held out of training scenes."""
+        return training_frames(scene.num_frames, self.held_out_interval if scene.name in self.split.train else 0)
+
+    @cached_property
+    def _held_out_scenes(self) -> list[EvaluationWindow]:
+        config = self.config
+        if not self.index_entries:
+            sampler = config.evaluation_sampler
+            return [
+                drawn_window(self.scene(name), sampler, config.num_context_views, config.num_target_views, config.seed)
+                for name in self.split.evaluation
+            ]
+        windows = []
+        for entry in self.index_entries:
+            name = scene_of_entry(entry.key, self.sources)
+            if name in self.split.evaluation:
+                target = entry.target if entry.target is not None else tuple(range(self.scene(name).num_frames))
+                windows.append(EvaluationWindow(entry.key, name, entry.context, target))
+        if not windows:
+            raise SceneError(f"{config.evaluation_index} names none of the held-out scenes ({', '.join(self.split.evaluation) or 'none'})")
+        return windows
+
+    @cached_property
+    def _held_out_frames(self) -> list[EvaluationWindow]:
+        scenes = [
+            held_out_frame_windows(self.scene(name), self.held_out_interval, self.config.num_context_views) for name in self.split.train
+        ]
+        longest = max(map(len, scenes), default=0)
+        return [windows[turn] for turn in range(longest) for windows in scenes if turn < len(windows)]
+
+    # Loading.
+
+    def _batches(self) -> Prefetcher:
+        if self.prefetcher is None:
+            config, names = self.config, list(self.split.train)
+            if not names:
+                raise SceneError("no scene is left to train on: all are held out; lower --eval-scene-fraction or name --train-scenes")
+            load = SampleLoader(
+                draws=SceneDraws(len(names), config.batch_size, self.rank, self.world_size, config.seed),
+                scene=lambda number: self.scene(names[number]),
+                allowed_frames=self._frames_seen,
+                sampler=config.train_sampler,
+                loader=self.view_loader,
+                num_context=config.num_context_views,
+                num_target=config.num_target_views,
+                mirror_probability=config.mirror_probability,
+            )
+            on_cuda = torch.device(self.device).type == "cuda"
+            self.prefetcher = Prefetcher(load, config.batch_size, config.num_workers, pin_memory=on_cuda)
+        return self.prefetcher
+
+    def _budget(self) -> int:
+        if self.config.cache_gigabytes is not None:
+            return int(self.config.cache_gigabytes * 2**30)
+        sharing = max(1, min(self.world_size, torch.cuda.device_count() or self.world_size))
+        return math.floor(free_memory() / 4 / sharing)
+
+
+def _global_rank(local_rank: int) -> int:
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else local_rank

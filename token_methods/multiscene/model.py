@@ -1,0 +1,275 @@
+"""FeedForwardModel: a method as nerfstudio sees it, said in three words: encode, decode, render.
+
+`normalise` carries a batch from its dataset's frame into the frame that the network works in; tokens and
+representation live there. Cameras are carried in and Gaussians out at the border of this file, nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.models.splatfacto import SplatfactoModel
+from torch import Tensor
+from torch.nn import Parameter
+from tyro.conf import Suppress
+
+from token_methods.core.cameras import Similarity
+from token_methods.core.views import SceneBatch, Views
+from token_methods.multiscene.camera_views import views_from_cameras
+from token_methods.rendering.gaussians3d import Gaussians3D
+from token_methods.rendering.rasterize import RenderedViews
+SH_C0 = 0.28209479177387814
+"""Zeroth spherical harmonic: 1 / (2 sqrt(pi))."""
+
+Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class SceneInHand:
+    """The one scene that viewer, render and export look at. Replaced as a whole, never changed."""
+
+    batch: SceneBatch
+    """The scene's context and target views, in the dataset's frame."""
+    frame: Similarity
+    """Dataset frame -> network frame."""
+    tokens: Any
+    """What the method's `encode` returned (tuned or not)."""
+    representation: Any
+    """What the method's `decode` returned, in the network frame."""
+
+
+@dataclass(frozen=True)
+class TrainingOutputs:
+    """What one training batch gives."""
+
+    losses: dict[str, Tensor]
+    """Summed and differentiated by the trainer."""
+    metrics: dict[str, Tensor]
+    """Scalars to be logged; those of `health` among them."""
+    health: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars that fall to zero when training collapses."""
+
+
+@dataclass
+class FeedForwardModelConfig(ModelConfig):
+    """What every feed-forward method shares."""
+
+    enable_collider: Suppress[bool] = False
+    collider_params: Suppress[Optional[dict[str, float]]] = None
+    loss_coefficients: Suppress[dict[str, float]] = field(default_factory=dict)
+    eval_num_rays_per_chunk: Suppress[int] = 4096
+    prompt: Suppress[Optional[str]] = None
+    tuning_steps: int = 0
+    """Test-time tuning steps on the context views of a scene before it is evaluated or shown; 0 turns tuning off."""
+    tuning_learning_rate: float = 1e-2
+    """Learning rate of test-time tuning."""
+
+
+class FeedForwardModel(Model):
+    """A method whose networks turn a few views of any scene into a representation that can be rendered."""
+
+    config: FeedForwardModelConfig
+    scene: SceneInHand | None
+
+    # What a method says.
+
+    @abstractmethod
+    def normalise(self, batch: SceneBatch) -> tuple[SceneBatch, Similarity]:
+        """The batch in the network frame, and the way there from the dataset frame."""
+
+    @abstractmethod
+    def encode(self, context: Views) -> Any:
+        """Views in the network frame -> tokens."""
+
+    @abstractmethod
+    def decode(self, tokens: Any) -> Any:
+        """Tokens -> representation in the network frame."""
+
+    @abstractmethod
+    def render(self, representation: Any, views: Views) -> RenderedViews:
+        """What an ordered group of cameras sees of the representation; all in the network frame."""
+
+    @abstractmethod
+    def training_outputs(self, batch: SceneBatch) -> TrainingOutputs:
+        """Losses and metrics of one batch that is in the network frame already."""
+
+    def tune(self, tokens: Any, context: Views, steps: int, learning_rate: float, progress: Progress | None = None) -> Any:
+        """Tokens fitted to the context views of one scene, weights fixed. Methods that cannot, refuse."""
+        raise ValueError(f"{type(self).__name__} has no test-time tuning: set tuning steps to 0")
+
+    # What the house does with it.
+
+    def populate_modules(self) -> None:
+        self.scene = None
+
+    def forward(self, batch: SceneBatch) -> TrainingOutputs:  # type: ignore[override]
+        """One training batch, in the dataset frame; goes through the data-parallel wrapper."""
+        normalised, _ = self.normalise(batch)
+        return self.training_outputs(normalised)
+
+    def reconstruct(
+        self, batch: SceneBatch, tuning_steps: int | None = None, learning_rate: float | None = None, progress: Progress | None = None
+    ) -> SceneInHand:
+        """Encode and decode one scene; tuned for `tuning_steps` (default: as configured) on its context views."""
+        steps = self.config.tuning_steps if tuning_steps is None else tuning_steps
+        rate = self.config.tuning_learning_rate if learning_rate is None else learning_rate
+        normalised, frame = self.normalise(batch)
+        with torch.no_grad():
+            tokens = self.encode(normalised.context)
+        if steps > 0:
+            tokens = self.tune(tokens, normalised.context, steps, rate, progress)
+        with torch.no_grad():
+            return SceneInHand(batch, frame, tokens, self.decode(tokens))
+
+    @torch.no_grad()
+    def render_scene(self, scene: SceneInHand, views: Views) -> RenderedViews:
+        """What cameras of the dataset frame see; depth comes back in the dataset's unit."""
+        rendered = self.render(scene.representation, scene.frame.views(views))
+        return dataclasses.replace(rendered, depths=rendered.depths / scene.frame.scale[:, None, None, None, None])
+
+    def get_outputs(self, camera: Cameras) -> dict[str, Tensor]:  # type: ignore[override]
+        return self.get_outputs_for_camera(camera)
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        """One camera's picture of the scene in hand: rgb, depth, accumulation, each [height, width, channels]."""
+        scene = self.scene
+        if scene is None:
+            raise RuntimeError("no scene is in hand: the pipeline encodes one before anything is rendered")
+        rendered = self.render_scene(self.cropped(scene, obb_box), views_from_cameras(camera.to(self.device)))
+        return {
+            "rgb": rendered.images[0, 0].permute(1, 2, 0).clamp(0, 1),
+            "depth": rendered.depths[0, 0].permute(1, 2, 0),
+            "accumulation": rendered.alphas[0, 0].permute(1, 2, 0),
+        }
+
+    def cropped(self, scene: SceneInHand, obb_box: OrientedBox | None) -> SceneInHand:
+        """The part of a scene inside a box of the dataset frame; methods without geometry show all of it."""
+        return scene
+
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        raise NotImplementedError(f"{type(self).__name__} must name its parameter groups")
+
+    def get_metrics_dict(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        raise RuntimeError("feed-forward methods are evaluated scene by scene: see multiscene/evaluation.py")
+
+    get_loss_dict = get_image_metrics_and_images = get_metrics_dict  # type: ignore[assignment]
+
+    def get_training_callbacks(self, training_callback_attributes: Any) -> list[Any]:
+        return []
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
+        return torch.nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
+
+
+@dataclass
+class GaussianSceneModelConfig(FeedForwardModelConfig):
+    """A method whose representation is 3D Gaussians."""
+
+    background_color: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """RGB in [0, 1] behind the Gaussians, in training and evaluation."""
+    near_plane: float = 0.025
+    """Nothing nearer than this is drawn; in units of the network frame."""
+    far_plane: float = 125.0
+    """Nothing farther than this is drawn; in units of the network frame."""
+    sh_degree: Suppress[int] = 0
+
+
+class GaussianSceneModel(FeedForwardModel, SplatfactoModel):
+    """A feed-forward model whose scene in hand is Gaussians3D, with the faces that viewer and `ns-export` ask of splats."""
+
+    config: GaussianSceneModelConfig  # type: ignore[assignment]
+    background_color: Tensor
+
+    def populate_modules(self) -> None:
+        FeedForwardModel.populate_modules(self)
+        self.crop_box = None
+        self.background_color = torch.tensor(self.config.background_color)
+
+    def render(self, representation: Gaussians3D, views: Views) -> RenderedViews:
+        from token_methods.rendering.rasterize import render
+
+        return render(representation, views, self.config.background_color, self.config.near_plane, self.config.far_plane)
+
+    def cropped(self, scene: SceneInHand, obb_box: OrientedBox | None) -> SceneInHand:
+        if obb_box is None:
+            return scene
+        gaussians: Gaussians3D = scene.representation
+        inside = obb_box.within(gaussians.transformed(scene.frame.inverse()).means[0]).reshape(-1)
+        return dataclasses.replace(scene, representation=gaussians.keep(inside))
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        outputs = super().get_outputs_for_camera(camera, obb_box)
+        behind = outputs["rgb"].new_tensor(self.config.background_color)
+        wanted = self.background_color.to(behind)
+        # The viewer asks for its own background; what was composited in training is taken away and its colour put there.
+        outputs["rgb"] = (outputs["rgb"] + (1 - outputs["accumulation"]) * (wanted - behind)).clamp(0, 1)
+        return outputs
+
+    def dataset_gaussians(self) -> Gaussians3D:
+        """The Gaussians of the scene in hand in the dataset's frame, without those that hold a non-finite number.
+
+        Raises:
+            RuntimeError: no scene is in hand.
+        """
+        scene = self.scene
+        if scene is None:
+            raise RuntimeError("no scene is in hand: the pipeline encodes one before anything is exported")
+        gaussians: Gaussians3D = scene.representation.transformed(scene.frame.inverse())
+        return gaussians.keep(gaussians.finite()[0])
+
+    # Faces that nerfstudio's viewer and exporter read (log scales, logit opacities, as splatfacto stores them).
+
+    @property
+    def means(self) -> Float[Tensor, "n 3"]:
+        # The viewer reads every public property before a scene is chosen.
+        return torch.zeros(0, 3) if self.scene is None else self.dataset_gaussians().means[0]
+
+    @property
+    def num_points(self) -> int:
+        return 0 if self.scene is None else self.scene.representation.num_gaussians
+
+    @property
+    def quats(self) -> Float[Tensor, "n 4"]:
+        return torch.zeros(0, 4) if self.scene is None else self.dataset_gaussians().quats[0]
+
+    @property
+    def scales(self) -> Float[Tensor, "n 3"]:
+        return torch.zeros(0, 3) if self.scene is None else self.dataset_gaussians().scales[0].clamp(min=1e-12).log()
+
+    @property
+    def opacities(self) -> Float[Tensor, "n 1"]:
+        return torch.zeros(0, 1) if self.scene is None else self.dataset_gaussians().opacities[0, :, None].clamp(1e-8, 1 - 1e-7).logit()
+
+    @property
+    def colors(self) -> Float[Tensor, "n 3"]:
+        return torch.zeros(0, 3) if self.scene is None else self.dataset_gaussians().colors[0]
+
+    @property
+    def features_dc(self) -> Float[Tensor, "n 3"]:
+        return (self.colors - 0.5) / SH_C0
+
+    @property
+    def shs_0(self) -> Float[Tensor, "n 3"]:
+        return self.features_dc
+
+    @property
+    def features_rest(self) -> Float[Tensor, "n 0 3"]:
+        return self.colors.new_zeros(len(self.colors), 0, 3)
+
+    @property
+    def shs_rest(self) -> Float[Tensor, "n 0 3"]:
+        return self.features_rest
