@@ -28,9 +28,6 @@ def __getattr__(name: str) -> object:
         return getattr(import_module(MODULES[name]), name)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(
-            f"nerfstudio-tokens: the dataparser {name.replace('_', '-')} is disabled: {reason} "
-            "(`pip check` names what an installation lacks; install nerfstudio-tokens again to mend it)",
-            file=sys.stderr,
-        )
+        remedy = "`pip check` names what an installation lacks; install nerfstudio-tokens again to mend it"
+        print(f"nerfstudio-tokens: the dataparser {name.replace('_', '-')} is disabled: {reason} ({remedy})", file=sys.stderr)
         return None

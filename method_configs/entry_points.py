@@ -34,7 +34,5 @@ def __getattr__(name: str) -> object:
 @cache
 def say_once(message: str) -> None:
     """One line on stderr for one cause, however many methods it disables."""
-    print(
-        f"nerfstudio-tokens: {' '.join(message.split())} (`pip check` names what an installation lacks; install nerfstudio-tokens again to mend it)",
-        file=sys.stderr,
-    )
+    remedy = "`pip check` names what an installation lacks; install nerfstudio-tokens again to mend it"
+    print(f"nerfstudio-tokens: {' '.join(message.split())} ({remedy})", file=sys.stderr)

@@ -24,7 +24,7 @@ class TorchvisionFinder:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torchvision":
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
             declare_missing_operators()
 
 
@@ -85,4 +85,4 @@ def install() -> int:
 if __name__ == "__main__":
     sys.exit(install())
 if __name__ == INSTALLED_NAME:
-    sys.meta_path.insert(0, TorchvisionFinder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, TorchvisionFinder())

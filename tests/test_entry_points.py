@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
+PACKAGES = ("dataparsers", "method_configs")
 GROUPS = ("nerfstudio.method_configs", "nerfstudio.dataparser_configs")
-OURS = sorted(
-    (group, entry.name) for group in GROUPS for entry in entry_points(group=group) if entry.dist and entry.dist.name == "nerfstudio-tokens"
-)
+OURS = [(group, entry.name) for group in GROUPS for entry in entry_points(group=group) if entry.value.split(".")[0] in PACKAGES]
 METHODS = [name for group, name in OURS if group == GROUPS[0]]
 DATAPARSERS = [name for group, name in OURS if group == GROUPS[1]]
 
@@ -110,20 +109,17 @@ sys.meta_path.insert(0, Broken())
 """
 
 
-@pytest.mark.parametrize("error", ["ModuleNotFoundError('No module named spam')", "RuntimeError('two\\nlines')", "OSError('libfoo.so')"])
-def test_broken_method_is_one_line_and_not_an_exception(error: str) -> None:
+def test_broken_method_is_one_line_and_not_an_exception() -> None:
     result = run_python(
-        BREAK.format(module="token_methods.tokengs", error=error)
+        BREAK.format(module="token_methods.tokengs", error="RuntimeError('two\\nlines')")
         + "from importlib.metadata import entry_points\n"
         + "ours = [entry for entry in entry_points(group='nerfstudio.method_configs') if entry.dist.name == 'nerfstudio-tokens']\n"
         + "assert [entry.load() for entry in ours] == [None] * 12"
     )
     assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stderr.splitlines() if "nerfstudio-tokens" in line]
+    lines = [line for line in result.stderr.splitlines() if "methods are disabled" in line]
     assert len(lines) == 1, result.stderr
-    assert "tokengs methods are disabled" in lines[0]
-    assert error.partition("(")[0] in lines[0]
-    assert "pip check" in lines[0]
+    assert lines[0].startswith("nerfstudio-tokens: the tokengs methods are disabled: RuntimeError: two lines (`pip check`")
 
 
 def test_broken_dataparser_leaves_the_others() -> None:

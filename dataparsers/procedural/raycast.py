@@ -35,8 +35,6 @@ class Solids:
     half_size: Float[Tensor, "n 3"]
     to_local: Float[Tensor, "n 3 3"]
     taper: Float[Tensor, " n"]
-    radius: Float[Tensor, " n"]
-    """Of the bounding sphere."""
     material: Int[Tensor, "n 2"]
     """Side and cap, rows of the atlas."""
 
@@ -45,7 +43,7 @@ class Solids:
         starts = np.cumsum((0, *self.counts))
         counts = tuple(int(mask[a:b].sum()) for a, b in zip(starts[:-1], starts[1:]))
         index = mask.nonzero()[:, 0].to(self.centre.device)
-        fields = (self.centre, self.half_size, self.to_local, self.taper, self.radius, self.material)
+        fields = (self.centre, self.half_size, self.to_local, self.taper, self.material)
         return Solids(counts, *(value[index] for value in fields))  # type: ignore[arg-type]
 
 
@@ -101,14 +99,12 @@ class Raycaster:
             return torch.tensor(np.array(values), dtype=torch.float32, device=self.device)
 
         half = tensor([s.half_size for s in ordered]).reshape(-1, 3)
-        is_ball = torch.tensor([s.shape == Shape.BALL for s in ordered], dtype=torch.bool, device=self.device)
         self.solids = Solids(
             counts=tuple(sum(s.shape == shape for s in ordered) for shape in Shape),  # type: ignore[arg-type]
             centre=tensor([s.centre for s in ordered]).reshape(-1, 3),
             half_size=half,
             to_local=tensor([s.rotation.T for s in ordered]).reshape(-1, 3, 3),
             taper=tensor([s.taper for s in ordered]),
-            radius=torch.where(is_ball, half.amax(-1), half.norm(dim=-1)),
             material=torch.tensor([[rows[id(s.side)], rows[id(s.cap)]] for s in ordered], device=self.device).reshape(-1, 2),
         )
         self._opaque = (self.atlas.emission[self.solids.material[:, 0]] == 0).cpu()
@@ -169,7 +165,10 @@ class Raycaster:
         camera = torch.stack([x, y, torch.ones_like(x)]).reshape(3, -1)
         direction = pose[:3, :3] @ camera
         origin = pose[:3, 3:]
-        solids = self._in_cone(origin, direction)
+        solids = self.solids
+        if self.device.type == "cpu":
+            bounds = camera[:2].amin(1), camera[:2].amax(1)
+            solids = solids.select(self._in_bundle(origin[:, 0], pose[:3, :3].T, *bounds, torch.tensor(math.inf)))
         distance, index = intersect(solids, origin, direction).min(0) if len(solids.centre) else _nothing(direction)
         distance, index, sky_distance = self._with_sky(origin, direction, distance, index)
         pixels = len(v) * len(u)
@@ -179,37 +178,42 @@ class Raycaster:
         light = self._shade(solids, origin, direction[:, rays], distance[rays], index[rays], footprint, samples)
         return light.reshape(3, samples, len(v), len(u)).mean(1).permute(1, 2, 0), depth
 
-    def _in_cone(self, origin: Tensor, direction: Tensor) -> Solids:
-        """The solids that a bundle of rays from one point may meet (all of them on a GPU, where asking costs more than trying)."""
-        if self.device.type != "cpu":
-            return self.solids
-        direction = _unit(direction)
-        axis = _unit(direction.mean(1))
-        opening = torch.acos((axis @ direction).amin().clamp(-1, 1))
-        to_centre = self.solids.centre - origin[:, 0]
-        away = to_centre.norm(dim=1).clamp_min(1e-6)
-        angle = torch.acos((to_centre @ axis / away).clamp(-1, 1))
-        return self.solids.select((self.solids.radius >= away) | (angle <= opening + torch.asin((self.solids.radius / away).clamp(0, 1))))
+    def _in_bundle(
+        self, apex: Tensor, frame: Float[Tensor, "3 3"], low: Float[Tensor, "2"], high: Float[Tensor, "2"], far: Tensor, slack: float = 0.0
+    ) -> Bool[Tensor, " n"]:
+        """The solids that rays from `apex` may meet.
 
-    def _towards(self, start: Tensor, points: Tensor, slack: float) -> Solids:
-        """The opaque solids that may lie between `start` and any of the points."""
+        Args:
+            frame: rows are two directions across the rays and the one along them.
+            low, high: bounds of the rays' coordinates across, per unit along.
+            far: bound of their length along.
+            slack: how far from the apex rays may start.
+        """
+        middle = (self.solids.centre - apex) @ frame.T
+        extent = _extent(self.solids, frame) + slack
+        ends = torch.stack([(middle[:, 2] - extent[:, 2]).clamp_min(0), middle[:, 2] + extent[:, 2]])
+        left, right = (low[:, None, None] * ends).amin(1).T, (high[:, None, None] * ends).amax(1).T
+        across, half = middle[:, :2], extent[:, :2]
+        return ((across - half <= right) & (across + half >= left)).all(1) & (ends[1] > 0) & (ends[0] < far)
+
+    def _towards(self, lamp: Tensor, frame: Float[Tensor, "3 3"], points: Tensor, radius: float) -> Solids:
+        """The opaque solids that may lie between a lamp and any of the points."""
         if self.device.type != "cpu":
             return self.solids.select(self._opaque)
-        middle, extent = _ball_around(points)
-        axis = middle - start
-        length = axis.norm().clamp_min(1e-6)
-        along = ((self.solids.centre - start) @ axis / length**2).clamp(0, 1)
-        nearest = start + along[:, None] * axis
-        # the bundle of rays widens linearly from the start to the points
-        room = self.solids.radius * (1 + extent / length) + extent * along + slack
-        return self.solids.select(self._opaque & ((self.solids.centre - nearest).norm(dim=1) <= room))
+        x, y, z = frame @ (points - lamp)
+        if float(z.amin()) <= 0:  # the points surround the lamp
+            return self.solids.select(self._opaque)
+        tangents = torch.stack([x, y]) / z
+        bundle = self._in_bundle(lamp[:, 0], frame, tangents.amin(1), tangents.amax(1), z.amax(), 2 * radius)
+        return self.solids.select(self._opaque & bundle)
 
     def _around(self, points: Tensor, reach: float) -> Solids:
         """The opaque solids that may lie within `reach` of any of the points."""
         if self.device.type != "cpu":
             return self.solids.select(self._opaque)
-        middle, extent = _ball_around(points)
-        return self.solids.select(self._opaque & ((self.solids.centre - middle).norm(dim=1) <= self.solids.radius + extent + reach))
+        gap = _extent(self.solids, torch.eye(3)) + reach
+        meets = (self.solids.centre - gap <= points.amax(1)) & (self.solids.centre + gap >= points.amin(1))
+        return self.solids.select(self._opaque & meets.all(1))
 
     def _with_sky(self, origin: Tensor, direction: Tensor, distance: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, b = (direction * direction).sum(0), (origin * direction).sum(0)
@@ -255,18 +259,21 @@ class Raycaster:
         disc = _disc(samples).to(self.device).repeat_interleave(per_sample, dim=1)
         for lamp in scene.lamps:
             centre = torch.tensor(lamp.position, dtype=torch.float32, device=self.device)[:, None]
+            axis = _unit((hit - centre).mean(1))
+            frame = torch.stack([*_across(axis), axis])
             # sample s of every pixel looks at point s of the lamp: soft rims without noise
-            away = hit - centre
-            axis = _unit(away.mean(1))
-            side, other = _across(axis)
-            source = centre + lamp.radius * (side[:, None] * disc[0] + other[:, None] * disc[1])
+            source = centre + lamp.radius * (frame[:2].T @ disc)
             ray = hit - source
             square = (ray * ray).sum(0)
             cosine = (-(ray * normal).sum(0) / square.sqrt()).clamp_min(0)
-            blockers = self._towards(centre[:, 0], hit, lamp.radius)
+            turned = (cosine > 0).nonzero()[:, 0]
+            if not len(turned):
+                continue
+            blockers = self._towards(centre, frame, hit[:, turned], lamp.radius)
             if len(blockers.centre):
-                nearest = intersect(blockers, source, ray).amin(0)
-                cosine = torch.where(nearest < 1 - _SHADOW_GAP / square.sqrt(), 0.0, cosine)
+                nearest = intersect(blockers, source[:, turned], ray[:, turned]).amin(0)
+                free = nearest >= 1 - _SHADOW_GAP / square[turned].sqrt()
+                cosine = cosine.index_put((turned,), cosine[turned] * free)
             power = torch.tensor(lamp.power, device=self.device)[:, None]
             light = light + power * (cosine / (square + lamp.radius**2))
         return light
@@ -334,10 +341,9 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / _length(vectors).clamp_min(1e-12)
 
 
-def _ball_around(points: Float[Tensor, "3 points"]) -> tuple[Float[Tensor, "3"], Float[Tensor, ""]]:
-    """Middle and radius of a ball that holds all points."""
-    low, high = points.amin(1), points.amax(1)
-    return (low + high) / 2, (high - low).norm() / 2
+def _extent(solids: Solids, frame: Float[Tensor, "3 3"]) -> Float[Tensor, "n 3"]:
+    """Half size of each solid along the rows of `frame`."""
+    return ((frame @ solids.to_local.transpose(1, 2)).abs() @ solids.half_size[..., None])[..., 0]
 
 
 def _nothing(direction: Tensor) -> tuple[Tensor, Tensor]:

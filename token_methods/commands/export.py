@@ -24,7 +24,7 @@ class Export:
     load_config: Path
     """A run's config.yml, or its folder."""
     output: Path
-    """File to write: .ply, .spz or .splat."""
+    """File to write: .ply or .spz."""
     scene: Optional[str] = None
     """Name or number of a scene of the run, or a folder that its dataparser reads; by default the run's first scene."""
     frame: Literal["world", "dataset"] = "world"
@@ -35,8 +35,8 @@ class Export:
     def main(self) -> None:
         _, pipeline = load_run(self.load_config, RunOptions(scene=self.scene, tuning_steps=self.tuning_steps))
         gaussians = scene_gaussians(pipeline, self.frame)
-        write_splats(gaussians, self.output)
-        CONSOLE.print(f"{gaussians.num_gaussians} Gaussians in the {self.frame} frame: {self.output}")
+        count = write_splats(gaussians, self.output)
+        CONSOLE.print(f"{count} Gaussians in the {self.frame} frame: {self.output}")
 
 
 def scene_gaussians(pipeline: FeedForwardPipeline, frame: Literal["world", "dataset"]) -> Gaussians3D:

@@ -49,10 +49,10 @@ class Reconstruct:
         pipeline.refresh_scene()
         elapsed = time.perf_counter() - started
         gaussians = scene_gaussians(pipeline, self.frame)
-        write_splats(gaussians, self.output_dir / "scene.ply")
+        count = write_splats(gaussians, self.output_dir / "scene.ply")
         frames = max(2, round(self.seconds * self.frames_per_second))
         write_video(fly_through(pipeline, frames), self.output_dir / "fly_through.mp4", self.frames_per_second, total=frames)
-        CONSOLE.print(f"{gaussians.num_gaussians} Gaussians in {elapsed:.2f} s: {self.output_dir / 'scene.ply'}, {self.output_dir / 'fly_through.mp4'}")
+        CONSOLE.print(f"{count} Gaussians in {elapsed:.2f} s: {self.output_dir / 'scene.ply'}, {self.output_dir / 'fly_through.mp4'}")
 
 
 def fly_through(pipeline: FeedForwardPipeline, frames: int):  # noqa: ANN201 - a generator of [height, width, 3] images

@@ -91,6 +91,12 @@ class MultiSceneDataManager(VanillaDataManager):
         if self.test_mode == "val" and self.split.train:
             self._batches().start(0)
 
+    def close(self) -> None:
+        """End the threads that load ahead."""
+        if self.prefetcher is not None:
+            self.prefetcher.close()
+            self.prefetcher = None
+
     def setup_eval(self) -> None:
         """Nothing to prepare: evaluation windows are loaded when they are asked for."""
 

@@ -27,8 +27,7 @@ from token_methods.core.views import SceneBatch, Views
 from token_methods.multiscene.camera_views import views_from_cameras
 from token_methods.rendering.gaussians3d import Gaussians3D
 from token_methods.rendering.rasterize import RenderedViews
-SH_C0 = 0.28209479177387814
-"""Zeroth spherical harmonic: 1 / (2 sqrt(pi))."""
+from token_methods.rendering.splat_files import SH_C0
 
 Progress = Callable[[int, float], None]
 

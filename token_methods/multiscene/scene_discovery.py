@@ -15,6 +15,7 @@ from nerfstudio.data.dataparsers.dnerf_dataparser import DNeRFDataParserConfig
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.dataparsers.sdfstudio_dataparser import SDFStudioDataParserConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from token_methods.multiscene.errors import SceneError
 from token_methods.multiscene.transforms_file import read_json
@@ -55,8 +56,8 @@ def find_scenes(data: Path, dataparser: DataParserConfig) -> list[SceneSource]:
         folders = _scenes_below(data, dataparser)
     sources = _named(list(folders), dataparser)
     if not sources:
-        wanted = " or ".join(marker_files(dataparser)) or f"anything that {type(dataparser).__name__} can read"
-        raise SceneError(f"no scene found in {data}: neither it nor the folders in it hold {wanted}; check --data and the dataparser")
+        refusal = _refusal(data, dataparser) or "it lists none"
+        raise SceneError(f"no scene found in {data} or the folders in it ({refusal}); check --data and the dataparser")
     return sources
 
 
@@ -82,14 +83,21 @@ def marker_files(dataparser: DataParserConfig) -> tuple[str, ...]:
 
 def is_scene(path: Path, dataparser: DataParserConfig) -> bool:
     """Whether the dataparser takes `path` as a scene: by its marker file, or else by trying."""
+    return _refusal(path, dataparser) is None
+
+
+def _refusal(path: Path, dataparser: DataParserConfig) -> str | None:
+    """Why `path` is no scene for the dataparser; None if it is one."""
     markers = marker_files(dataparser)
     if markers:
-        return (path.is_file() and path.suffix == ".json") or any((path / marker).is_file() for marker in markers)
+        found = (path.is_file() and path.suffix == ".json") or any((path / marker).is_file() for marker in markers)
+        return None if found else f"{type(dataparser).__name__} looks for {' or '.join(markers)}"
     try:
-        outputs = with_data(dataparser, path).setup().get_dataparser_outputs("train")
-        return len(outputs.image_filenames) > 0
-    except (Exception, SystemExit):
-        return False
+        with CONSOLE.capture():
+            outputs = with_data(dataparser, path).setup().get_dataparser_outputs("train")
+        return None if outputs.image_filenames else f"{type(dataparser).__name__} finds no images"
+    except (Exception, SystemExit) as error:
+        return f"{type(dataparser).__name__} says {type(error).__name__}: {error}".replace("\n", " ")
 
 
 def _scenes_below(folder: Path, dataparser: DataParserConfig) -> list[Path]:

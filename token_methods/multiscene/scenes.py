@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Optional
 
@@ -179,13 +180,15 @@ def _look_at_files(source: SceneSource) -> Optional[dict[str, Any]]:
 
 
 def _parse_splits(source: SceneSource, config: DataParserConfig) -> tuple[DataParser, DataparserOutputs]:
-    with CONSOLE.capture():
+    quiet = nullcontext() if hasattr(config, "scene_folders") else CONSOLE.capture()
+    with quiet:  # nerfstudio's dataparsers log several lines per scene; those that make scenes show their progress
         try:
             parser = config.setup()
             first: DataparserOutputs = parser.get_dataparser_outputs("train")
         except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {error}".replace("\n", " ")
             raise SceneError(f"{type(config).__name__} cannot parse {source.path} ({reason}); check its files and options") from error
+        first = dataclasses.replace(first, dataparser_transform=torch.as_tensor(first.dataparser_transform))
         if hasattr(config, "load_3D_points"):
             config.load_3D_points = False
         parts = [first]
@@ -195,7 +198,7 @@ def _parse_splits(source: SceneSource, config: DataParserConfig) -> tuple[DataPa
             except (Exception, SystemExit):
                 continue
             same_scale = abs(other.dataparser_scale - first.dataparser_scale) <= 1e-6 * abs(first.dataparser_scale)
-            if same_scale and torch.allclose(other.dataparser_transform, first.dataparser_transform, rtol=1e-5, atol=1e-6):
+            if same_scale and torch.allclose(torch.as_tensor(other.dataparser_transform), first.dataparser_transform, rtol=1e-5, atol=1e-6):
                 parts.append(other)
     return parser, _join(parts)
 

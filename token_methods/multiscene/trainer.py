@@ -17,6 +17,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from tyro.conf import Suppress
 
 from token_methods.multiscene import checkpoints
 from token_methods.multiscene.guard import CollapseGuard
@@ -36,6 +37,14 @@ class FeedForwardTrainerConfig(TrainerConfig):
     """Newest checkpoints that are kept: when the newest is torn, the one before serves."""
     run_folder: Optional[Path] = None
     """Folder of this run, in the place of OUTPUT_DIR/EXPERIMENT/METHOD/TIMESTAMP."""
+
+    # What nerfstudio's trainer has and this one does in another way, or not at all.
+    prompt: Suppress[Optional[str]] = None
+    mixed_precision: Suppress[bool] = False
+    use_grad_scaler: Suppress[bool] = False
+    log_gradients: Suppress[bool] = False
+    gradient_accumulation_steps: Suppress[dict[str, int]] = field(default_factory=dict)
+    save_only_latest_checkpoint: Suppress[bool] = False
 
     def get_base_dir(self) -> Path:
         return super().get_base_dir() if self.run_folder is None else self.run_folder

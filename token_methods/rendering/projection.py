@@ -59,7 +59,7 @@ def project(gaussians: Gaussians3D, views: Views, near: float, far: float) -> Sp
     with torch.no_grad():
         z = torch.einsum("bvi,bni->bvn", rotation[:, :, 2], means) + translation[:, :, 2, None]
         z = z.float()  # the cameras of the published renderer are float32, and so are its near and far tests
-        scene, view, gaussian = ((z >= near) & (z <= far) & gaussians.finite()[:, None]).nonzero(as_tuple=True)
+        scene, view, gaussian = ((z >= near) & (z > 0) & (z <= far) & gaussians.finite()[:, None]).nonzero(as_tuple=True)
     image = scene * views.num_views + view
     row = scene * gaussians.num_gaussians + gaussian
 

@@ -1,8 +1,8 @@
-"""Gaussians as files: `.ply` in the layout of 3D Gaussian Splatting (Kerbl et al. 2023), and compressed `.spz`.
+"""Gaussians as files: `.ply` in the layout of 3D Gaussian Splatting (Kerbl et al. 2023), and the compact `.spz`, `.splat`.
 
-A file holds what is optimised in 3DGS, not what is drawn: the logit of the opacity, the logarithm of the scales and
-the constant spherical harmonic of the colour. Ours have no further harmonics. TokenGS leaves out Gaussians whose
-opacity is below 0.005.
+A .ply holds what is optimised in 3DGS, not what is drawn: the logit of the opacity, the logarithm of the scales and
+the constant spherical harmonic of the colour. Ours have no further harmonics. .spz (Niantic) holds the same in 20
+bytes a Gaussian, .splat (read by web viewers) what is drawn in 32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SplatFileError(ValueError):
 
 
 def write_splats(gaussians: Gaussians3D, path: Path, min_opacity: float = MIN_OPACITY) -> int:
-    """Write one scene; the ending of the name (.ply or .spz) chooses the format. Returns the number of Gaussians written.
+    """Write one scene; the ending of the name (.ply, .spz, .splat) chooses the format. Returns the number of Gaussians written.
 
     The file appears under its name when it is complete, not before.
 
@@ -52,7 +52,11 @@ def write_splats(gaussians: Gaussians3D, path: Path, min_opacity: float = MIN_OP
         SplatFileError: unknown ending, nothing left to write, or a folder that cannot be written.
     """
     path = Path(path)
-    writers: dict[str, Callable[[Float32[np.ndarray, "n 14"], Path], None]] = {".ply": _write_ply, ".spz": _write_spz}
+    writers: dict[str, Callable[[Float32[np.ndarray, "n 14"], Path], None]] = {
+        ".ply": _write_ply,
+        ".spz": _write_spz,
+        ".splat": _write_splat,
+    }
     if path.suffix not in writers:
         raise SplatFileError(f"{path}: cannot write '{path.suffix}' files; name it {' or '.join(writers)}")
     gaussians = gaussians.detach().to("cpu").map(lambda value: value.float())
@@ -72,13 +76,13 @@ def write_splats(gaussians: Gaussians3D, path: Path, min_opacity: float = MIN_OP
 
 
 def read_splats(path: Path) -> Gaussians3D:
-    """Read a .ply or .spz file as a batch of one scene. Spherical harmonics above the constant one are dropped.
+    """Read a .ply, .spz or .splat file as a batch of one scene. Spherical harmonics above the constant one are dropped.
 
     Raises:
         SplatFileError: the file is missing, damaged, or no Gaussian splat file.
     """
     path = Path(path)
-    readers = {".ply": _read_ply, ".spz": _read_spz}
+    readers = {".ply": _read_ply, ".spz": _read_spz, ".splat": _read_splat}
     if path.suffix not in readers:
         raise SplatFileError(f"{path}: cannot read '{path.suffix}' files; give one that ends in {' or '.join(readers)}")
     if not path.is_file():
@@ -95,9 +99,11 @@ def read_splats(path: Path) -> Gaussians3D:
 
 def _file_values(gaussians: Gaussians3D) -> Float32[np.ndarray, "n 14"]:
     """The numbers of a file, one column per field of PLY_FIELDS."""
-    # clamped in float64: 1 - 1e-8 is 1 in float32, and its logit infinite
+    # Clamped in float64: 1 - 1e-8 is 1 in float32, and its logit infinite.
     logits = gaussians.opacities.double().clamp(1e-8, 1 - 1e-8).logit().float()
-    columns = [gaussians.means, (gaussians.colors - 0.5) / SH_C0, logits[..., None], (gaussians.scales + 1e-8).log(), gaussians.quats]
+    # TokenGS writes log(scale + 1e-8). In a frame whose unit is a kilometre the sum would change sizes: only zero is guarded.
+    log_scales = gaussians.scales.clamp_min(1e-30).log()
+    columns = [gaussians.means, (gaussians.colors - 0.5) / SH_C0, logits[..., None], log_scales, gaussians.quats]
     return np.ascontiguousarray(torch.cat(columns, dim=-1)[0].numpy())
 
 
@@ -134,9 +140,8 @@ def _write_spz(values: Float32[np.ndarray, "n 14"], path: Path) -> None:
     bits = 22 - int(np.floor(np.log2(farthest)))
     if bits < 1:
         raise SplatFileError(f"{path}: .spz holds no centres beyond 4194303, the scene reaches {farthest:.0f}; write a .ply")
-    data = GSData(
-        means=values[:, 0:3], sh0=values[:, 3:6], opacities=values[:, 6], scales=values[:, 7:10], quats=values[:, 10:14], shN=None
-    )
+    harmonics = np.zeros((len(values), 0, 3), np.float32)  # none above the constant one
+    data = GSData(values[:, 0:3], values[:, 7:10], values[:, 10:14], values[:, 6], values[:, 3:6], harmonics)
     write_spz(path, data, version=3, fractional_bits=bits)
 
 
@@ -148,3 +153,26 @@ def _read_spz(path: Path) -> Float32[np.ndarray, "n 14"]:
     except Exception as error:  # gsply raises whatever its decoders meet
         raise SplatFileError(f"{path} is damaged or no .spz file ({error}): write or copy it again") from error
     return np.concatenate([data.means, data.sh0, np.reshape(data.opacities, (-1, 1)), data.scales, data.quats], axis=1, dtype=np.float32)
+
+
+SPLAT_ROW = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("color", "u1", 4), ("rotation", "u1", 4)])
+
+
+def _write_splat(values: Float32[np.ndarray, "n 14"], path: Path) -> None:
+    opacities = 1 / (1 + np.exp(-values[:, 6:7]))
+    rows = np.empty(len(values), SPLAT_ROW)
+    rows["means"], rows["scales"] = values[:, 0:3], np.exp(values[:, 7:10])
+    rows["color"] = np.rint(255 * np.clip(np.concatenate([0.5 + SH_C0 * values[:, 3:6], opacities], axis=1), 0, 1))
+    rows["rotation"] = np.clip(np.rint(128 * values[:, 10:14] + 128), 0, 255)
+    rows.tofile(path)
+
+
+def _read_splat(path: Path) -> Float32[np.ndarray, "n 14"]:
+    if path.stat().st_size % SPLAT_ROW.itemsize:
+        raise SplatFileError(f"{path} is cut off: its size is no multiple of {SPLAT_ROW.itemsize} bytes; write or copy it again")
+    rows = np.fromfile(path, SPLAT_ROW)
+    color = rows["color"].astype(np.float64) / 255
+    opacities = np.clip(color[:, 3:], 1e-8, 1 - 1e-8)
+    rotation = (rows["rotation"].astype(np.float64) - 128) / 128
+    columns = [rows["means"], (color[:, :3] - 0.5) / SH_C0, np.log(opacities / (1 - opacities)), np.log(rows["scales"]), rotation]
+    return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind")

@@ -252,6 +252,14 @@ class TokenGSNetwork(nn.Module):
     def forward(self, context: Views) -> Gaussians3D:
         return self.decode(self.keys_values(context), self.tokens(context.batch_size))
 
+    def weight_decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters that decay, and those that do not: vectors, the readout, the latents. Gaussian tokens decay, as published."""
+        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for name, parameter in self.named_parameters():
+            exempt = parameter.ndim < 2 or name.startswith("activation_head.") or name == "enc_dec_backbone.latents"
+            groups[exempt].append(parameter)
+        return groups
+
     @property
     def dtype(self) -> torch.dtype:
         """What matrix products are computed in on the device that the network is on."""

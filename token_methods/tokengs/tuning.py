@@ -77,7 +77,7 @@ def _tune(
             (variable.grad,) = torch.autograd.grad(value, [variable])
             optimiser.step()
             if progress is not None:
-                progress(step + 1, float(value))
+                progress(step + 1, value.item())
     if not torch.isfinite(variable).all():
         raise ValueError(f"test-time tuning diverged at learning rate {learning_rate}: choose a smaller one")
     return variable.detach()
