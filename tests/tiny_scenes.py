@@ -45,7 +45,7 @@ def write_tiny_scene(
     meta = {"fl_x": focal, "fl_y": focal, "cx": width / 2, "cy": height / 2, "w": width, "h": height, "camera_model": "OPENCV"}
     if with_points:
         points = 4 * scale * rng.uniform(-1, 1, (500, 3))
-        points[np.arange(500), rng.integers(0, 3, 500)] = 4 * scale
+        points[np.arange(500), rng.integers(0, 3, 500)] = 4 * scale * rng.choice([-1, 1], 500)
         header = "ply\nformat ascii 1.0\nelement vertex 500\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
         (folder / "points.ply").write_text(header + "\n".join(" ".join(map(str, point)) for point in points) + "\n")
         meta["ply_file_path"] = "points.ply"
@@ -62,9 +62,7 @@ def _look(position: np.ndarray, angle: float) -> np.ndarray:
     return pose
 
 
-def _picture(
-    pose: np.ndarray, width: int, height: int, focal: float, scale: float, waves: np.ndarray, phases: np.ndarray
-) -> np.ndarray:
+def _picture(pose: np.ndarray, width: int, height: int, focal: float, scale: float, waves: np.ndarray, phases: np.ndarray) -> np.ndarray:
     column, row = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     rays = np.stack([(column - width / 2) / focal, -(row - height / 2) / focal, -np.ones_like(row)], axis=-1) @ pose[:3, :3].T
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -70,7 +70,7 @@ def _exposure(raycaster: Raycaster, poses: np.ndarray) -> float:
         ]
     )
     luminance = light @ light.new_tensor([0.2126, 0.7152, 0.0722])
-    return float(0.21 / luminance.clamp_min(1e-4).log().mean().exp())
+    return float(0.3 / luminance.clamp_min(1e-4).log().mean().exp())
 
 
 def _surface_points(

@@ -20,6 +20,8 @@ from torch import Tensor
 from dataparsers.procedural.solids import Material, Scene, Shape
 
 _NEAR = 1e-4
+_TINY = 1e-12
+"""Keeps a ray that runs exactly along a face from dividing by zero."""
 _SHADOW_GAP = 4e-3
 """Nearest occluder of a shadow ray, scene units before the surface: float32 puts hit points on either side of it."""
 _CONTACT_REACH = (0.1, 0.4)
@@ -74,8 +76,8 @@ def srgb_from_linear(colour: Tensor) -> Tensor:
 
 
 def tone_map(light: Tensor) -> Tensor:
-    """Linear light to display RGB in [0, 1]: Narkowicz's filmic curve (2015), then sRGB."""
-    return srgb_from_linear((light * (2.51 * light + 0.03) / (light * (2.43 * light + 0.59) + 0.14)).clamp(0, 1))
+    """Linear light to display RGB in [0, 1): what film keeps of an exposure, then sRGB."""
+    return srgb_from_linear(1 - torch.exp(-light))
 
 
 class Raycaster:
@@ -144,7 +146,7 @@ class Raycaster:
         pose = camera_to_world.to(self.device, torch.float32)
         colour = torch.zeros(height, width, 3, device=self.device)
         depth = torch.zeros(height, width, device=self.device)
-        tile = max(16, int(math.sqrt(8192 / samples))) if self.device.type == "cpu" else max(height, width)
+        tile = max(16, int(math.sqrt(2560 / samples))) if self.device.type == "cpu" else max(height, width)
         for top in range(0, height, tile):
             for left in range(0, width, tile):
                 rows, columns = slice(top, min(top + tile, height)), slice(left, min(left + tile, width))
@@ -397,17 +399,17 @@ def intersect(solids: Solids, origin: Float[Tensor, "3 #rays"], direction: Float
     for shape, part in zip((_hit_boxes, _hit_balls, _hit_drums), _parts(solids)):
         if part.stop > part.start:
             start = _local(solids, origin, part) - (solids.to_local[part] @ solids.centre[part, :, None])
-            heading = _local(solids, direction, part)
-            heading = torch.where(heading.abs() < 1e-9, 1e-9, heading)
+            heading = _local(solids, direction, part).add_(_TINY)
             found.append(shape(start, heading, solids.half_size[part], solids.taper[part]))
     return torch.cat(found)
 
 
 def _hit_boxes(start: Tensor, heading: Tensor, half: Tensor, taper: Tensor) -> Tensor:
-    inverse = heading.reciprocal()
-    middle, width = -start * inverse, half[..., None] * inverse.abs()
-    enter, leave = (middle - width).amax(1), (middle + width).amin(1)
-    return torch.where((enter <= leave) & (enter > _NEAR), enter, math.inf)
+    inverse = heading.reciprocal_()
+    middle, width = start * inverse, half[..., None] * inverse.abs_()  # of the stretch of ray between two faces; middle with its sign turned
+    leave = (width - middle).amin(1)
+    enter = middle.add_(width).neg_().amax(1)
+    return enter.masked_fill_((enter > leave) | (enter <= _NEAR), math.inf)
 
 
 def _hit_balls(start: Tensor, heading: Tensor, half: Tensor, taper: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from dataparsers.procedural.solids import Material
 
 Colour = Float[np.ndarray, "3"]
 _WOODS = ((0.72, 0.53, 0.34), (0.55, 0.36, 0.2), (0.36, 0.22, 0.13), (0.84, 0.7, 0.5), (0.62, 0.42, 0.28), (0.45, 0.4, 0.36))
+_HUES = (0.01, 0.05, 0.09, 0.12, 0.15, 0.27, 0.37, 0.45, 0.51, 0.56, 0.6, 0.65, 0.74, 0.95)
+"""What people paint and dye things with: few violets and acid greens."""
 
 
 def colour(hue: float, saturation: float, value: float) -> Colour:
@@ -25,17 +27,17 @@ class Style:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.hue = rng.uniform()
-        # one family of colours, its opposite, and something in between
-        self.hues = self.hue + np.array([0, rng.normal(0, 0.06), 0.5 + rng.normal(0, 0.06), rng.choice([0.25, 0.33, 0.66, 0.12])])
+        # two that clash a little, one beside the first, and a warm one
+        first, second = rng.choice(_HUES, 2, replace=False)
+        self.hues = np.array([first, first + rng.normal(0, 0.05), second, rng.uniform(0.03, 0.12)])
 
     def accent(self) -> Colour:
         """A strong colour of the palette."""
-        return colour(self.rng.choice(self.hues) + self.rng.normal(0, 0.02), self.rng.uniform(0.45, 0.9), self.rng.uniform(0.45, 0.95))
+        return colour(self.rng.choice(self.hues) + self.rng.normal(0, 0.02), self.rng.uniform(0.35, 0.78), self.rng.uniform(0.45, 0.92))
 
     def soft(self) -> Colour:
         """A light, quiet colour of the palette."""
-        return colour(self.rng.choice(self.hues), self.rng.uniform(0.04, 0.35), self.rng.uniform(0.7, 0.95))
+        return colour(self.rng.choice(self.hues), self.rng.uniform(0.03, 0.26), self.rng.uniform(0.72, 0.95))
 
     def dark(self) -> Colour:
         return colour(self.rng.choice(self.hues), self.rng.uniform(0.3, 0.7), self.rng.uniform(0.15, 0.4))

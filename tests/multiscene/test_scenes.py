@@ -34,7 +34,7 @@ def parse(folder: Path, config: NerfstudioDataParserConfig = NERFSTUDIO) -> Scen
     return parse_scene(SceneSource(folder.name, folder, config))
 
 
-def edit(folder: Path, change) -> Path:  # noqa: ANN001
+def edit(folder: Path, change) -> Path:
     """Change the content of a scene's transforms.json."""
     path = folder / "transforms.json"
     meta = json.loads(path.read_text())
@@ -62,8 +62,12 @@ def test_data_is_one_scene_a_folder_or_a_list(tmp_path: Path) -> None:
     names = {key: [source.name for source in sources] for key, sources in found.items()}
     everything = ["scene_0", "scene_1", "scene_2"]
     assert names == {
-        **{"one": ["scene_0"], "file": ["scene_0"], "folder": everything, "above": everything},
-        **{"text": ["scene_0", "scene_2"], "json": ["scene_1"]},
+        "one": ["scene_0"],
+        "file": ["scene_0"],
+        "folder": everything,
+        "above": everything,
+        "text": ["scene_0", "scene_2"],
+        "json": ["scene_1"],
     }
     for sources in found.values():
         assert all(parse_scene(source).num_frames == 3 for source in sources)
@@ -125,7 +129,9 @@ def test_blender_instant_ngp_and_unknown_dataparsers_work_unchanged(tmp_path: Pa
 def test_all_splits_are_joined_in_file_order(tmp_path: Path) -> None:
     folder = write_tiny_scene(tmp_path / "s", num_frames=11)
     for mode in ("fraction", "interval", "all"):
-        scene = parse(folder, NerfstudioDataParserConfig(eval_mode=mode, orientation_method="none", center_method="none", auto_scale_poses=False))
+        scene = parse(
+            folder, NerfstudioDataParserConfig(eval_mode=mode, orientation_method="none", center_method="none", auto_scale_poses=False)
+        )
         assert [path.name for path in scene.image_filenames] == [f"frame_{i:03d}.png" for i in range(11)]
         frames = json.loads((folder / "transforms.json").read_text())["frames"]
         expected = opencv_from_opengl(torch.tensor([frame["transform_matrix"] for frame in frames]))
@@ -177,7 +183,9 @@ def test_real_scenes_load_through_colmap_and_agree_with_nerfstudio_data(referenc
     for source in sources:
         scene, other = parse_scene(source), parse(source.path)
         assert [path.name for path in scene.image_filenames] == [path.name for path in other.image_filenames]
-        spread = [s.camera_to_world[:, :3, 3].sub(s.camera_to_world[:1, :3, 3]).norm(dim=1) / s.sparse_depth.median() for s in (scene, other)]
+        spread = [
+            s.camera_to_world[:, :3, 3].sub(s.camera_to_world[:1, :3, 3]).norm(dim=1) / s.sparse_depth.median() for s in (scene, other)
+        ]
         torch.testing.assert_close(*spread, rtol=0.08, atol=0.02)
         assert abs(scene.pinholes[0].fx / other.pinholes[0].fx - 1) < 0.02
 
@@ -202,7 +210,7 @@ def _dots(folder: Path, distortion: dict[str, float], width: int, height: int, m
     for name in ("000", "001", "002"):
         Image.fromarray((255 * np.clip(picture, 0, 1)).astype(np.uint8)).save(folder / f"images/frame_{name}.png")
 
-    def change(meta) -> None:  # noqa: ANN001
+    def change(meta) -> None:
         meta.update(fl_x=focal, fl_y=focal, cx=centre[0], cy=centre[1], camera_model=model, **distortion)
         meta["frames"][0]["transform_matrix"] = np.eye(4).tolist()
 
@@ -218,7 +226,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("size", "convention"), [((96, 96), "exact"), ((64, 112), "exact"), ((150, 130), "exact"), ((96, 96), "published")])
+@pytest.mark.parametrize(
+    ("size", "convention"), [((96, 96), "exact"), ((64, 112), "exact"), ((150, 130), "exact"), ((96, 96), "published")]
+)
 def test_a_point_stays_at_the_pixel_that_its_camera_says(
     tmp_path: Path, case: str, size: tuple[int, int], convention: CropConvention
 ) -> None:
@@ -256,7 +266,7 @@ def test_masks_take_the_way_of_their_images(tmp_path: Path) -> None:
 # Wrong input.
 
 
-def _set(key: str, value: object):  # noqa: ANN202
+def _set(key: str, value: object):
     return lambda meta: meta["frames"][1].update({key: value})
 
 
@@ -286,7 +296,7 @@ def test_a_wrong_transforms_file_is_named_with_its_fault(tmp_path: Path, fault: 
 def test_a_file_that_is_not_json_is_named_with_the_place(tmp_path: Path) -> None:
     folder = write_tiny_scene(tmp_path / "s", num_frames=2)
     (folder / "transforms.json").write_text('{"frames": [\n  oops')
-    with pytest.raises(SceneError, match="transforms.json is not JSON.*line 2"):
+    with pytest.raises(SceneError, match=r"transforms\.json is not JSON.*line 2"):
         parse(folder)
 
 

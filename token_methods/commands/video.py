@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import imageio_ffmpeg
 from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
@@ -14,6 +13,8 @@ from torch import Tensor
 
 def write_video(frames: Iterable[Float[Tensor, "height width 3"]], path: Path, frames_per_second: int, total: int | None = None) -> None:
     """Write H.264 (yuv420p) under a temporary name, then rename; odd sizes lose their last row or column."""
+    import imageio_ffmpeg
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     writer = None

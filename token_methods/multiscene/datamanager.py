@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from token_methods.multiscene.evaluation_index import IndexEntry, read_evaluatio
 from token_methods.multiscene.sampling import Frames
 from token_methods.multiscene.scene_dataset import SceneDataset
 from token_methods.multiscene.scene_discovery import SceneSource, find_scenes
-from token_methods.multiscene.scene_split import SceneSplit, read_split_file, split_by_fraction, split_by_lists
+from token_methods.multiscene.scene_split import SceneSplit, decide_split
 from token_methods.multiscene.scenes import ParsedScenes, Scene
 from token_methods.multiscene.training_batches import Prefetcher, SampleLoader, SceneDraws
 from token_methods.multiscene.view_loading import ViewCache, ViewLoader, free_memory
@@ -32,6 +32,8 @@ from token_methods.multiscene.windows import (
     EvaluationWindow,
     drawn_window,
     held_out_frame_windows,
+    in_turns,
+    indexed_windows,
     spread_context,
     training_frames,
 )
@@ -47,14 +49,14 @@ class MultiSceneDataManager(VanillaDataManager):
         SceneError: `--data` holds no scene, the lists of scenes contradict each other, or the scene in hand cannot be read.
     """
 
-    config: MultiSceneDataManagerConfig  # type: ignore[assignment]
+    config: MultiSceneDataManagerConfig
     train_dataset: SceneDataset
     eval_dataset: SceneDataset
 
     def __init__(
         self,
         config: MultiSceneDataManagerConfig,
-        device: Union[torch.device, str] = "cpu",
+        device: torch.device | str = "cpu",
         test_mode: Literal["test", "val", "inference"] = "val",
         world_size: int = 1,
         local_rank: int = 0,
@@ -80,7 +82,7 @@ class MultiSceneDataManager(VanillaDataManager):
         self.held_out_interval = config.held_out_frame_interval or (8 if len(self.sources) == 1 else 0)
         self.parsed = ParsedScenes()
         self.view_loader = ViewLoader(config.image_height, config.image_width, config.crop_convention, ViewCache(self._budget()))
-        self.prefetcher: Optional[Prefetcher] = None
+        self.prefetcher: Prefetcher | None = None
         self._open_first_scene()
         DataManager.__init__(self)
 
@@ -180,7 +182,7 @@ class MultiSceneDataManager(VanillaDataManager):
         """
         return self.parsed[self.sources[name]]
 
-    def scene_batch(self, max_targets: Optional[int] = 32) -> SceneBatch:
+    def scene_batch(self, max_targets: int | None = 32) -> SceneBatch:
         """The scene in hand at the network's size: its context views, and its other views (evenly chosen if there are more)."""
         target = self.other_frames
         if max_targets is not None and len(target) > max_targets:
@@ -230,16 +232,17 @@ class MultiSceneDataManager(VanillaDataManager):
 
     def _name_of(self, scene: int | str | Path) -> str:
         names = self.scene_names
-        if str(scene) in self.sources:
-            return str(scene)
-        if isinstance(scene, int) or str(scene).isdigit():
-            if int(scene) >= len(names):
+        text = str(scene)
+        if text in self.sources:
+            return text
+        if text.isdigit():
+            if int(text) >= len(names):
                 raise SceneError(f"there is no scene number {scene}: the data hold {len(names)} scenes, counted from 0")
-            return names[int(scene)]
-        if not Path(scene).exists():
+            return names[int(text)]
+        if not Path(text).exists():
             shown = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
-            raise SceneError(f"there is no scene {str(scene)!r} in the data, and no such folder; there are {shown}")
-        source = find_scenes(Path(scene), self.config.dataparser)[0]
+            raise SceneError(f"there is no scene {text!r} in the data, and no such folder; there are {shown}")
+        source = find_scenes(Path(text), self.config.dataparser)[0]
         known = self.sources.get(source.name)
         if known is not None and known.path.resolve() != source.path.resolve():
             source = SceneSource(source.path.resolve().as_posix(), source.path, source.dataparser)
@@ -250,23 +253,26 @@ class MultiSceneDataManager(VanillaDataManager):
         for entry in self.index_entries:
             if scene_of_entry(entry.key, self.sources) == scene.name and max(entry.context) < scene.num_frames:
                 return list(entry.context)
-        return spread_context(scene, self._frames_seen(scene), self.config.num_context_views)
+        seen = self._frames_seen(scene)
+        if len(seen) < self.config.num_context_views:  # a handful of photographs: all are needed
+            seen = np.arange(scene.num_frames)
+        return spread_context(scene, seen, self.config.num_context_views)
 
     # What is trained on and what is held out.
 
     def _split(self) -> SceneSplit:
         config, names = self.config, list(self.sources)
-        if config.scene_split is not None and (config.train_scenes or config.eval_scenes):
-            raise SceneError("give --scene-split or --train-scenes / --eval-scenes, not both")
-        train, evaluation = config.train_scenes, config.eval_scenes
-        if config.scene_split is not None:
-            train, evaluation = (None if part is None else tuple(part) for part in read_split_file(config.scene_split))
-        if train is not None or evaluation is not None:
-            return split_by_lists(names, train, evaluation, must_exist=self.test_mode == "val")
-        if self.index_entries:
-            indexed = {scene_of_entry(entry.key, names) for entry in self.index_entries} - {None}
-            return split_by_lists(names, None, sorted(filter(None, indexed)))
-        return split_by_fraction(names, config.eval_scene_fraction, config.seed)
+        indexed = {scene_of_entry(entry.key, names) for entry in self.index_entries}
+        return decide_split(
+            names,
+            config.eval_scene_fraction,
+            config.seed,
+            train=config.train_scenes,
+            evaluation=config.eval_scenes,
+            split_file=config.scene_split,
+            indexed=[name for name in names if name in indexed],
+            must_exist=self.test_mode == "val",
+        )
 
     def _frames_seen(self, scene: Scene) -> Frames:
         """Frames of a scene that may be looked at: all but those held out of training scenes."""
@@ -274,30 +280,19 @@ class MultiSceneDataManager(VanillaDataManager):
 
     @cached_property
     def _held_out_scenes(self) -> list[EvaluationWindow]:
-        config = self.config
+        config, names = self.config, self.split.evaluation
         if not self.index_entries:
-            sampler = config.evaluation_sampler
-            return [
-                drawn_window(self.scene(name), sampler, config.num_context_views, config.num_target_views, config.seed)
-                for name in self.split.evaluation
-            ]
-        windows = []
-        for entry in self.index_entries:
-            name = scene_of_entry(entry.key, self.sources)
-            if name in self.split.evaluation:
-                target = entry.target if entry.target is not None else tuple(range(self.scene(name).num_frames))
-                windows.append(EvaluationWindow(entry.key, name, entry.context, target))
+            views = config.num_context_views, config.num_target_views
+            return [drawn_window(self.scene(name), config.evaluation_sampler, *views, config.seed) for name in names]
+        windows = indexed_windows(self.index_entries, names, lambda name: self.scene(name).num_frames)
         if not windows:
-            raise SceneError(f"{config.evaluation_index} names none of the held-out scenes ({', '.join(self.split.evaluation) or 'none'})")
+            raise SceneError(f"{config.evaluation_index} names none of the held-out scenes ({', '.join(names) or 'none'})")
         return windows
 
     @cached_property
     def _held_out_frames(self) -> list[EvaluationWindow]:
-        scenes = [
-            held_out_frame_windows(self.scene(name), self.held_out_interval, self.config.num_context_views) for name in self.split.train
-        ]
-        longest = max(map(len, scenes), default=0)
-        return [windows[turn] for turn in range(longest) for windows in scenes if turn < len(windows)]
+        views = self.config.num_context_views
+        return in_turns([held_out_frame_windows(self.scene(name), self.held_out_interval, views) for name in self.split.train])
 
     # Loading.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Type
+from typing import Annotated, Any, Literal
 
 import tyro
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
@@ -26,11 +26,17 @@ SamplerOption = Annotated[
 ]
 
 
+def _data_manager() -> type:
+    from token_methods.multiscene.datamanager import MultiSceneDataManager
+
+    return MultiSceneDataManager
+
+
 @dataclass
 class MultiSceneDataManagerConfig(VanillaDataManagerConfig):
     """Many scenes from any nerfstudio dataparser. `--data` is one scene, a folder of scenes, or a list of scene folders."""
 
-    _target: Type = field(default_factory=lambda: _data_manager())
+    _target: type = field(default_factory=_data_manager)
     dataparser: AnnotatedDataParserUnion = field(default_factory=NerfstudioDataParserConfig)
     """How one scene is read."""
     image_height: int = 256
@@ -45,31 +51,31 @@ class MultiSceneDataManagerConfig(VanillaDataManagerConfig):
     """Views that it must render."""
     batch_size: int = 1
     """Scenes per step of each process."""
-    train_sampler: SamplerOption = NearestSampler()
+    train_sampler: SamplerOption = field(default_factory=NearestSampler)
     """How context and target views are drawn in training."""
-    evaluation_sampler: SamplerOption = NearestSampler()
+    evaluation_sampler: SamplerOption = field(default_factory=NearestSampler)
     """How they are drawn, once and for all, in scenes that the evaluation index does not name."""
     eval_scene_fraction: float = 0.1
     """Share of the scenes that is held out for evaluation; one scene alone is always trained on (see held_out_frame_interval)."""
-    train_scenes: Optional[tuple[str, ...]] = None
+    train_scenes: tuple[str, ...] | None = None
     """Names of the scenes to train on; the others are held out unless eval_scenes says which."""
-    eval_scenes: Optional[tuple[str, ...]] = None
+    eval_scenes: tuple[str, ...] | None = None
     """Names of the scenes to hold out."""
-    scene_split: Optional[Path] = None
+    scene_split: Path | None = None
     """The two lists as a JSON file: {"train": [...], "test": [...]}."""
     held_out_frame_interval: int = 0
     """Keep every n-th frame of the training scenes out of training, to be evaluated as new views; 0 keeps none (8 for one scene alone)."""
-    evaluation_index: Optional[Path] = None
+    evaluation_index: Path | None = None
     """JSON file of context and target frames per scene (pixelSplat's form); its scenes are held out when no list says otherwise."""
-    evaluate: Optional[Literal["held-out-scenes", "held-out-frames"]] = None
+    evaluate: Literal["held-out-scenes", "held-out-frames"] | None = None
     """What is evaluated; by default held-out scenes if there are any, else held-out frames of the training scenes."""
     mirror_probability: float = 0.0
     """Share of training samples that are reflected left to right."""
     num_workers: int = 4
     """Threads that load images ahead of training; 0 loads them when they are needed."""
-    cache_gigabytes: Optional[float] = None
+    cache_gigabytes: float | None = None
     """Memory for prepared images per process; by default a quarter of what is free at the start, over all processes."""
-    scene: Optional[str] = None
+    scene: str | None = None
     """The scene that viewer, renderer and exporter show: its name, its number or its folder. By default the first held-out one."""
     seed: int = 42
     """Of the split and of all draws."""
@@ -83,14 +89,8 @@ class MultiSceneDataManagerConfig(VanillaDataManagerConfig):
     eval_num_rays_per_batch: tyro.conf.Suppress[int] = 1024
     eval_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
     eval_num_times_to_repeat_images: tyro.conf.Suppress[int] = -1
-    eval_image_indices: tyro.conf.Suppress[Optional[tuple[int, ...]]] = None
+    eval_image_indices: tyro.conf.Suppress[tuple[int, ...] | None] = None
     collate_fn: tyro.conf.Suppress[Any] = None
     camera_res_scale_factor: tyro.conf.Suppress[float] = 1.0
     patch_size: tyro.conf.Suppress[int] = 1
     pixel_sampler: tyro.conf.Suppress[Any] = None
-
-
-def _data_manager() -> type:
-    from token_methods.multiscene.datamanager import MultiSceneDataManager
-
-    return MultiSceneDataManager

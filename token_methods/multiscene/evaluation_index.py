@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from token_methods.multiscene.errors import SceneError
 from token_methods.multiscene.transforms_file import read_json
@@ -19,11 +19,11 @@ class IndexEntry:
     key: str
     """As written in the file."""
     context: tuple[int, ...]
-    target: Optional[tuple[int, ...]]
+    target: tuple[int, ...] | None
     """None: every frame of the scene."""
 
 
-def read_evaluation_index(path: Path, num_context: Optional[int] = None) -> list[IndexEntry]:
+def read_evaluation_index(path: Path, num_context: int | None = None) -> list[IndexEntry]:
     """Read an index file in any of the forms in use.
 
     - `{scene: {"context": [...], "target": [...]}}` (pixelSplat, MVSplat, DepthSplat, TokenGS); `null` scenes are left out;
@@ -50,7 +50,7 @@ def read_evaluation_index(path: Path, num_context: Optional[int] = None) -> list
     return entries
 
 
-def scene_of_entry(key: str, names: Iterable[str]) -> Optional[str]:
+def scene_of_entry(key: str, names: Iterable[str]) -> str | None:
     """The scene that an index key means: its own name, or without a `_1`, `_2` ... suffix that tells entries apart."""
     names = set(names)
     if key in names:
@@ -66,14 +66,16 @@ def _entry(path: Path, key: str, entry: Any) -> IndexEntry:
     return IndexEntry(key, _frames(where, "context", entry["context"]), _frames(where, "target", entry["target"]))
 
 
-def _listed(path: Path, number: int, entry: Any, num_context: Optional[int]) -> IndexEntry:
+def _listed(path: Path, number: int, entry: Any, num_context: int | None) -> IndexEntry:
     if not isinstance(entry, dict) or not isinstance(entry.get("scene_name"), str):
         raise SceneError(f"{path}: entry {number} lacks the key 'scene_name'")
     lists = {key: value for key, value in entry.items() if key.endswith("_input") and isinstance(value, list)}
     fitting = [key for key, value in lists.items() if num_context is None or len(value) == num_context]
     if len(fitting) != 1:
         sizes = {key: len(value) for key, value in lists.items()}
-        raise SceneError(f"{path}: entry {number} ({entry['scene_name']}) has the context lists {sizes}; ask for one of these numbers of views")
+        raise SceneError(
+            f"{path}: entry {number} ({entry['scene_name']}) has the context lists {sizes}; ask for one of these numbers of views"
+        )
     return IndexEntry(entry["scene_name"], _frames(f"{path}: entry {number}", fitting[0], lists[fitting[0]]), None)
 
 

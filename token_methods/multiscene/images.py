@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ MAX_BYTES = 1 << 30
 """Larger members of an archive are refused before they are unpacked."""
 
 
-def read_image(path: Path, background: tuple[float, float, float] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+def read_image(path: Path, background: Sequence[float] | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image to 8-bit RGB.
 
     Grey, palette, CMYK and 16-bit pictures are converted. A picture with transparency is laid over `background` (RGB in

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Optional, Protocol, Union
+from typing import ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,7 +25,7 @@ class ViewSampler(Protocol):
     """Draws the views of one training sample."""
 
     def draw(
-        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Optional[Poses] = None
+        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Poses | None = None
     ) -> Draw:
         """Frame numbers out of `frames`. `step` counts training steps, for samplers that change with time.
 
@@ -48,7 +48,7 @@ class GapSampler:
     max_gap: int = 40
 
     def draw(
-        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Optional[Poses] = None
+        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Poses | None = None
     ) -> Draw:
         _require(len(frames), max(num_context, num_target))
         gap = int(rng.integers(self.min_gap, self.max_gap + 1))
@@ -78,7 +78,7 @@ class NearestSampler:
     """... and at most."""
 
     def draw(
-        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Optional[Poses] = None
+        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Poses | None = None
     ) -> Draw:
         spacing = int(rng.integers(self.min_spacing, self.max_spacing + 1))
         anchor = int(rng.integers(0, len(frames)))
@@ -112,7 +112,7 @@ class RandomSampler:
     name: ClassVar[str] = "random"
 
     def draw(
-        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Optional[Poses] = None
+        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Poses | None = None
     ) -> Draw:
         _require(len(frames), max(num_context, num_target))
         order = rng.permutation(len(frames))
@@ -127,7 +127,7 @@ class UniformSampler:
     name: ClassVar[str] = "uniform"
 
     def draw(
-        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Optional[Poses] = None
+        self, frames: Frames, num_context: int, num_target: int, rng: np.random.Generator, step: int, cameras: Poses | None = None
     ) -> Draw:
         _require(len(frames), max(num_context, num_target))
         context = _evenly(np.arange(len(frames)), num_context)
@@ -137,10 +137,8 @@ class UniformSampler:
         return _numbers(frames, context), _numbers(frames, _evenly(others, num_target))
 
 
-AnySampler = Union[GapSampler, NearestSampler, RandomSampler, UniformSampler]
-SAMPLERS: dict[str, type[AnySampler]] = {
-    sampler.name: sampler for sampler in (GapSampler, NearestSampler, RandomSampler, UniformSampler)
-}
+AnySampler = GapSampler | NearestSampler | RandomSampler | UniformSampler
+SAMPLERS: dict[str, type[AnySampler]] = {sampler.name: sampler for sampler in (GapSampler, NearestSampler, RandomSampler, UniformSampler)}
 
 
 def sampler_from_text(text: str) -> AnySampler:
@@ -197,7 +195,7 @@ def _over_median(distance: Float[np.ndarray, "n n"], negligible: float) -> Float
     return distance / median if median > negligible else np.zeros_like(distance)
 
 
-def _cameras_of(frames: Frames, cameras: Optional[Poses]) -> Poses:
+def _cameras_of(frames: Frames, cameras: Poses | None) -> Poses:
     if cameras is None:
         raise ValueError("the nearest sampler needs the cameras of the scene; use random or uniform for images without cameras")
     return cameras[frames]

@@ -20,6 +20,32 @@ class SceneSplit:
     evaluation: tuple[str, ...]
 
 
+def decide_split(
+    names: Sequence[str],
+    fraction: float,
+    seed: int,
+    train: Sequence[str] | None = None,
+    evaluation: Sequence[str] | None = None,
+    split_file: Path | None = None,
+    indexed: Sequence[str] = (),
+    must_exist: bool = True,
+) -> SceneSplit:
+    """The split by lists or a file of lists; else the scenes of an evaluation index are held out; else a share of all.
+
+    Raises:
+        SceneError: the lists contradict each other or name scenes that are not there.
+    """
+    if split_file is not None:
+        if train or evaluation:
+            raise SceneError("give --scene-split or --train-scenes / --eval-scenes, not both")
+        train, evaluation = read_split_file(split_file)
+    if train is not None or evaluation is not None:
+        return split_by_lists(names, train, evaluation, must_exist)
+    if indexed:
+        return split_by_lists(names, None, indexed, must_exist)
+    return split_by_fraction(names, fraction, seed)
+
+
 def split_by_fraction(names: Sequence[str], fraction: float, seed: int) -> SceneSplit:
     """Hold out a share of the scenes: at least one of two, none of one (unless all are asked for).
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -165,7 +164,7 @@ class ParsedScenes:
             return scene
 
 
-def _look_at_files(source: SceneSource) -> Optional[dict[str, Any]]:
+def _look_at_files(source: SceneSource) -> dict[str, Any] | None:
     """Check the camera file of dataparsers that have one; the content of a nerfstudio `transforms.json` is returned."""
     markers = marker_files(source.dataparser)
     if not source.path.exists() and not hasattr(source.dataparser, "scene_folders"):
@@ -180,8 +179,7 @@ def _look_at_files(source: SceneSource) -> Optional[dict[str, Any]]:
 
 
 def _parse_splits(source: SceneSource, config: DataParserConfig) -> tuple[DataParser, DataparserOutputs]:
-    quiet = nullcontext() if hasattr(config, "scene_folders") else CONSOLE.capture()
-    with quiet:  # nerfstudio's dataparsers log several lines per scene; those that make scenes show their progress
+    with CONSOLE.capture():  # nerfstudio's dataparsers log several lines per scene
         try:
             parser = config.setup()
             first: DataparserOutputs = parser.get_dataparser_outputs("train")

@@ -11,7 +11,6 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Optional
 
 import numpy as np
 import torch
@@ -78,7 +77,7 @@ class SampleLoader:
         self.num_context = num_context
         self.num_target = num_target
         self.mirror_probability = mirror_probability
-        self.unusable: dict[int, str] = {}
+        self._named: set[int] = set()
         self._lock = threading.Lock()
 
     def __call__(self, step: int, index: int) -> SceneBatch:
@@ -87,15 +86,15 @@ class SampleLoader:
         Raises:
             SceneError: no scene at all can be used.
         """
+        reasons = []
         for number in self.draws.candidates(step, index):
-            if number in self.unusable:
-                continue
+            # A scene that failed before is tried again: what is drawn must not depend on what other draws met.
             try:
                 return self._load(step, index, number)
             except (SceneError, OSError) as error:
-                self._pass_over(number, str(error))
-        first, reason = next(iter(self.unusable.items()))
-        raise SceneError(f"none of the {self.draws.num_scenes} training scenes can be used; the first problem was: {reason}")
+                reasons.append(str(error))
+                self._name_once(number, reasons[-1])
+        raise SceneError(f"none of the {self.draws.num_scenes} training scenes can be used; the first problem was: {reasons[0]}")
 
     def _load(self, step: int, index: int, number: int) -> SceneBatch:
         scene = self.scene(number)
@@ -112,11 +111,11 @@ class SampleLoader:
             batch = dataclasses.replace(batch, context=mirror(batch.context, not keep), target=mirror(batch.target, not keep))
         return batch
 
-    def _pass_over(self, number: int, reason: str) -> None:
+    def _name_once(self, number: int, reason: str) -> None:
         with self._lock:
-            if number not in self.unusable:
-                self.unusable[number] = reason
-                CONSOLE.print(f"[bold yellow]Training goes on without a scene: {reason}")
+            if number not in self._named:
+                self._named.add(number)
+                CONSOLE.print(f"[bold yellow]Training passes over a scene: {reason}")
 
 
 class Prefetcher:
@@ -164,5 +163,5 @@ class Prefetcher:
 
 
 def _pinned(views: Views) -> Views:
-    images: Optional[torch.Tensor] = views.images
+    images: torch.Tensor | None = views.images
     return views if images is None else dataclasses.replace(views, images=images.pin_memory())

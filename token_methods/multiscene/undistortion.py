@@ -77,13 +77,14 @@ def undistort(
     distortion = single.distortion_params
     parameters = np.zeros(6) if distortion is None else distortion.double().numpy()
     try:
-        matrix, image, new_mask = _undistort_image(single, parameters, data, image, single.get_intrinsics_matrices().double().numpy().copy())
+        matrix, image, new_mask = _undistort_image(
+            single, parameters, data, image, single.get_intrinsics_matrices().double().numpy().copy()
+        )
     except (AssertionError, NotImplementedError) as error:
         model = CameraType(int(single.camera_type)).name.lower()
         raise SceneError(f"a {model} camera cannot be undistorted to a pinhole ({error}); undistort the images first") from error
-    pinhole = Pinhole(
-        *(float(matrix[i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))), height=int(image.shape[0]), width=int(image.shape[1])
-    )
+    fx, fy, cx, cy = (float(matrix[i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    pinhole = Pinhole(fx, fy, cx, cy, height=int(image.shape[0]), width=int(image.shape[1]))
     return pinhole, image, None if new_mask is None else new_mask[..., 0].numpy()
 
 

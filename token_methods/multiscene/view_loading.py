@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,14 @@ from token_methods.multiscene.scenes import Scene
 from token_methods.multiscene.undistortion import undistort
 
 
-def read_frame(
-    scene: Scene, frame: int
-) -> tuple[UInt8[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"] | None]:
+def read_frame(scene: Scene, frame: int) -> tuple[UInt8[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"] | None]:
     """The undistorted image of a frame at its own size, and its mask if it has one.
 
     Raises:
         ImageError: the file is missing, broken, absurdly large, or of another size than its camera says.
     """
     outputs, path = scene.outputs, scene.image_filenames[frame]
-    background = None if outputs.alpha_color is None else tuple(float(channel) for channel in outputs.alpha_color)
+    background = None if outputs.alpha_color is None else outputs.alpha_color.tolist()
     image = read_image(path, background)
     mask = None if outputs.mask_filenames is None else read_mask(outputs.mask_filenames[frame])
     try:
@@ -118,7 +117,7 @@ class ViewLoader:
             masks=masks,
             times=None if times is None else times[frames][None],
             frame_indices=torch.tensor([frames]),
-            is_ordered=scene.is_ordered and all(after - before == 1 for before, after in zip(frames, frames[1:])),
+            is_ordered=scene.is_ordered and all(after - before == 1 for before, after in pairwise(frames)),
         )
 
     def batch(self, scene: Scene, context: list[int], target: list[int]) -> SceneBatch:

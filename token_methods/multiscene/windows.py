@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from token_methods.multiscene.errors import SceneError
+from token_methods.multiscene.evaluation_index import IndexEntry, scene_of_entry
 from token_methods.multiscene.sampling import Frames, ViewSampler, camera_distances, farthest_first
 from token_methods.multiscene.scenes import Scene
 
@@ -70,6 +72,24 @@ def held_out_frame_windows(scene: Scene, interval: int, num_context: int) -> lis
         context = near[farthest_first(distance[np.ix_(near, near)], num_context, first=0)]
         windows.append(EvaluationWindow(f"{scene.name}_{frame:05d}", scene.name, tuple(sorted(map(int, context))), (int(frame),)))
     return windows
+
+
+def indexed_windows(entries: Sequence[IndexEntry], names: Iterable[str], num_frames: Callable[[str], int]) -> list[EvaluationWindow]:
+    """The windows that an evaluation index gives for the scenes of `names`, in the order of the index."""
+    names = set(names)
+    windows = []
+    for entry in entries:
+        scene = scene_of_entry(entry.key, names)
+        if scene is not None:
+            target = entry.target if entry.target is not None else tuple(range(num_frames(scene)))
+            windows.append(EvaluationWindow(entry.key, scene, entry.context, target))
+    return windows
+
+
+def in_turns(windows_of_scenes: Sequence[Sequence[EvaluationWindow]]) -> list[EvaluationWindow]:
+    """One window of each scene after the other, so that the first few windows show many scenes."""
+    longest = max(map(len, windows_of_scenes), default=0)
+    return [windows[turn] for turn in range(longest) for windows in windows_of_scenes if turn < len(windows)]
 
 
 def spread_context(scene: Scene, frames: Frames, num_context: int) -> list[int]:

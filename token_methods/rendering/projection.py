@@ -73,14 +73,13 @@ def project(gaussians: Gaussians3D, views: Views, near: float, far: float) -> Sp
 
     axes = rotation_matrices(gaussians.quats.double()) * gaussians.scales.double()[..., None, :]
     axes = axes.flatten(0, 1)[row]
-    # Rows of (Jacobian of the projection) @ (world-to-camera rotation), then carried to the Gaussian's own axes.
-    along_x = (fx / z)[:, None] * (world[:, 0] - slope_x[:, None] * world[:, 2])
-    along_y = (fy / z)[:, None] * (world[:, 1] - slope_y[:, None] * world[:, 2])
-    along_x = (along_x[:, :, None] * axes).sum(1)
-    along_y = (along_y[:, :, None] * axes).sum(1)
-    xx = along_x.square().sum(-1) + BLUR
-    xy = (along_x * along_y).sum(-1)
-    yy = along_y.square().sum(-1) + BLUR
+    # (Jacobian of the projection) @ (world-to-camera rotation) @ (the Gaussian's own axes)
+    scale = torch.stack([fx, fy], dim=-1)[..., None] / z[:, None, None]
+    slope = torch.stack([slope_x, slope_y], dim=-1)[..., None]
+    across, down = (scale * (world[:, :2] - slope * world[:, 2:]) @ axes).unbind(1)
+    xx = across.square().sum(-1) + BLUR
+    xy = (across * down).sum(-1)
+    yy = down.square().sum(-1) + BLUR
     centres = torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1)
 
     with torch.no_grad():

@@ -175,7 +175,7 @@ def _evaluate(
     filled = slots < remaining[:, None]
     entry = (lists.start[tiles, None] + depth + slots).clamp_max(len(lists.splats) - 1)
     splats = torch.where(filled, lists.splats[entry], len(table) - 1)
-    rows = table[splats.flatten()]
+    rows = table.index_select(0, splats.flatten())
     middle_x, middle_y = lists.centres(tiles)
     rows[:, MEAN_X] -= middle_x.repeat_interleave(len(slots))
     rows[:, MEAN_Y] -= middle_y.repeat_interleave(len(slots))

@@ -42,6 +42,8 @@ class TokenGSArchitecture:
     """Spread of the readout's weights at the start."""
     clip_head_z_init: float | None = None
     """Depth of all Gaussians at the start, before `gaussian_z_offset`; None: 0."""
+    enc_init_values: float = 0.01
+    """LayerScale of the encoder and latent blocks at the start."""
     dec_init_values: float | None = None
     """LayerScale of the decoder at the start; None: 5e-3 * gs_token_std."""
     gaussian_z_offset: float = 1.0

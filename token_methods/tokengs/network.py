@@ -23,8 +23,6 @@ from token_methods.tokengs.config import TokenGSArchitecture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ENCODER_LAYER_SCALE = 0.01
-"""LayerScale of encoder and latent blocks at the start."""
 RAW_CHANNELS = 14
 """Numbers per Gaussian before activation: position 3, colour 3, scale 3, rotation 4, opacity 1."""
 
@@ -107,7 +105,7 @@ class EncoderDecoder(nn.Module):
         self.num_heads = heads
         self.multiscale_layers = tuple(sorted(architecture.multiscale_encoder_layers))
         block = (dim, heads, architecture.mlp_ratio)
-        self.encoder = nn.ModuleList([TransformerBlock(*block, ENCODER_LAYER_SCALE) for _ in range(architecture.enc_depth)])
+        self.encoder = nn.ModuleList([TransformerBlock(*block, architecture.enc_init_values) for _ in range(architecture.enc_depth)])
         if self.multiscale_layers:
             self.multiscale_norms = nn.ModuleList([nn.LayerNorm(dim) for _ in self.multiscale_layers])
         else:
@@ -120,7 +118,7 @@ class EncoderDecoder(nn.Module):
             self.latent_feature_kv_proj = nn.Linear(feature_dim, 2 * dim)
             self.latent_feature_k_norm = HeadNorm(dim // heads)
             self.latent_blocks = nn.ModuleList(
-                [DecoderBlock(*block, ENCODER_LAYER_SCALE) for _ in range(architecture.latent_cross_attn_depth)]
+                [DecoderBlock(*block, architecture.enc_init_values) for _ in range(architecture.latent_cross_attn_depth)]
             )
             self.latent_kv_proj = nn.Linear(dim, 2 * dim)
         self.k_proj_norm = HeadNorm(dim // heads)
