@@ -65,6 +65,19 @@ def parse_transforms(text: bytes | str, where: str) -> Transforms:
     )
 
 
+def split_frames(frames: int, split: str) -> list[int]:
+    """Frames of a nerfstudio split of a scene whose frames are all given to the method, which chooses context and target views itself.
+
+    `train` is every frame, in order; `val` and `test` are every eighth of the same frames, at least two where there are two.
+    """
+    if split == "train":
+        return list(range(frames))
+    if split not in ("val", "test"):
+        raise ValueError(f"unknown split {split!r}; there are train, val and test.")
+    eighth = list(range(4, frames, 8))
+    return eighth if len(eighth) > 1 else sorted({frames // 3, (2 * frames) // 3})
+
+
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} must be a number, not {str(value)[:40]!r}.")

@@ -42,16 +42,23 @@ enter_environment() {
     . "$project/.venv/bin/activate"
 }
 
-# viser, a dependency of nerfstudio, wants pyliblzfse, which has no wheels: a few C files are compiled.
-need_compiler() {
-    python -c 'import liblzfse' >/dev/null 2>&1 && return
-    python -c 'import pathlib, sysconfig, sys; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ||
-        stop "One dependency is compiled during installation and needs Python.h: sudo apt-get install -y python3-dev"
-    if ! command -v cc >/dev/null; then
-        say "no C compiler found, taking the one that comes as a Python package"
-        python -m pip install ziglang
-        export CC="python -m ziglang cc"
+# pyliblzfse, which viser wants for one file format, is a few C files and has no wheels. Where the machine has no
+# compiler, one that comes as a Python package builds it and is removed again.
+build_without_compiler() {
+    if command -v cc >/dev/null || python -c 'import liblzfse' >/dev/null 2>&1; then
+        return
     fi
+    say "no C compiler found: borrowing one that comes as a Python package"
+    python -m pip install ziglang
+    local zig
+    zig="$(python -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).with_name("zig"))')"
+    CC="$zig cc" LDSHARED="$zig cc -shared" python -m pip install --use-pep517 --no-deps pyliblzfse
+    python -m pip uninstall --yes ziglang
+}
+
+require_python_headers() {
+    python -c 'import pathlib, sysconfig, sys; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ||
+        stop "A dependency is compiled during installation and needs Python's headers; on Debian: sudo apt-get install -y python3-dev"
 }
 
 # An environment that was made by hand keeps its torch; ours gets the pinned pair. torchvision always goes along in the
@@ -98,7 +105,8 @@ stamp="$VIRTUAL_ENV/.nerfstudio-tokens"
 state="$project $(cat "$project/pyproject.toml" "$project/scripts/setup.sh" "$project/scripts/torchvision_cpu.py" | sha256sum | cut -d ' ' -f 1)"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
     say "installing into $VIRTUAL_ENV: some minutes and 4 GB, 8 GB with CUDA"
-    need_compiler
+    require_python_headers
+    build_without_compiler
     python -m pip install -e "$project[$(extras)]"
     check_torch_suits_machine
     python "$project/scripts/torchvision_cpu.py"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,7 +24,7 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from dataparsers.procedural.generator import GENERATOR_VERSION, generate_scene
 from dataparsers.procedural.progress import delayed_progress
 from dataparsers.procedural.storage import DEPTH_UNIT, read_points
-from dataparsers.transforms import parse_transforms
+from dataparsers.transforms import parse_transforms, split_frames
 
 _generating = threading.Lock()
 """One scene at a time in a process: the work fills the machine, and the others may want the same scene."""
@@ -101,8 +103,8 @@ def generate_scenes(config: ProceduralDataParserConfig, indices: Sequence[int] |
         missing = [(index, folder) for index, folder in zip(indices, folders) if not (folder / "transforms.json").is_file()]
         if not missing:
             return folders
-        device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-        with delayed_progress("making procedural scenes", len(missing) * config.frames_per_scene) as advance:
+        device = torch.device(config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
+        with delayed_progress("making procedural scenes", len(missing) * config.frames_per_scene) as advance, _one_thread():
             for index, folder in missing:
                 generate_scene(
                     folder,
@@ -112,10 +114,21 @@ def generate_scenes(config: ProceduralDataParserConfig, indices: Sequence[int] |
                     width=config.image_width,
                     frames=config.frames_per_scene,
                     samples=config.samples_per_pixel,
-                    device=torch.device(device),
+                    device=device,
                     advance=advance,
                 )
     return folders
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The tiles are too small to be shared out: on a busy machine torch's threads would mostly wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _is_scene(folder: Path) -> bool:
@@ -130,19 +143,13 @@ def _scene_index(config: ProceduralDataParserConfig, folder: Path) -> int | None
     """Number of the scene to make at `folder`; None if it is there already."""
     if (folder / "transforms.json").is_file():
         return None
-    root = ProceduralDataParserConfig.settings_folder(_with_data(config, folder.parent.parent))
+    root = dataclasses.replace(config, data=folder.parent.parent).settings_folder()
     if folder.parent != root:
         raise ValueError(
             f"{folder} has no transforms.json, and these settings would make that scene in {root}. "
             "Give --data the cache folder, or repeat the settings that the scene was made with."
         )
     return int(folder.name.removeprefix("scene_"))
-
-
-def _with_data(config: ProceduralDataParserConfig, data: Path) -> ProceduralDataParserConfig:
-    import dataclasses
-
-    return dataclasses.replace(config, data=data)
 
 
 def _check(config: ProceduralDataParserConfig) -> None:
@@ -158,7 +165,7 @@ def _check(config: ProceduralDataParserConfig) -> None:
 def _read_scene(folder: Path, split: str) -> DataparserOutputs:
     path = folder / "transforms.json"
     transforms = parse_transforms(path.read_bytes(), str(path))
-    chosen = _split(len(transforms.frames), split)
+    chosen = split_frames(len(transforms.frames), split)
     frames = [transforms.frames[i] for i in chosen]
     cameras = Cameras(
         camera_to_worlds=torch.from_numpy(transforms.poses[chosen, :3]).float(),
@@ -183,15 +190,6 @@ def _read_scene(folder: Path, split: str) -> DataparserOutputs:
             "depth_unit_scale_factor": DEPTH_UNIT,
         },
     )
-
-
-def _split(frames: int, split: str) -> list[int]:
-    if split == "train":
-        return list(range(frames))
-    if split not in ("val", "test"):
-        raise ValueError(f"unknown split {split!r}; there are train, val and test.")
-    eighth = list(range(4, frames, 8))
-    return eighth if len(eighth) > 1 else sorted({frames // 3, (2 * frames) // 3})
 
 
 procedural_data = DataParserSpecification(

@@ -4,7 +4,7 @@ Light is what a matt world returns: lamps with shadow rays to a small disc, ligh
 field along the normal), textures through filtered pyramids. Colour does not depend on the viewing direction, so that every view of a
 scene agrees with every other. Cameras are OpenCV (x right, y down, z forward), camera-to-world, pixel centres at +0.5.
 
-On a CPU a picture is made in small tiles, each of which looks only at the solids it can meet; on a GPU in one piece.
+On a CPU a picture is made in small tiles, each of which looks only at the solids it can meet; on a GPU in a few large ones.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from dataparsers.procedural.solids import Material, Scene, Shape
 _NEAR = 1e-4
 _TINY = 1e-12
 """Keeps a ray that runs exactly along a face from dividing by zero."""
+_RAYS_TIMES_SOLIDS = 6e7
+"""Intersections in flight on a GPU; ten numbers or so are kept for each."""
 _SHADOW_GAP = 4e-3
 """Nearest occluder of a shadow ray, scene units before the surface: float32 puts hit points on either side of it."""
 _CONTACT_REACH = (0.1, 0.4)
@@ -146,7 +148,10 @@ class Raycaster:
         pose = camera_to_world.to(self.device, torch.float32)
         colour = torch.zeros(height, width, 3, device=self.device)
         depth = torch.zeros(height, width, device=self.device)
-        tile = max(16, int(math.sqrt(2560 / samples))) if self.device.type == "cpu" else max(height, width)
+        if self.device.type == "cpu":  # small enough for the caches, and for few solids to be in sight
+            tile = max(16, int(math.sqrt(2560 / samples)))
+        else:
+            tile = max(16, int(math.sqrt(_RAYS_TIMES_SOLIDS / (samples + 1) / max(1, len(self.solids.centre)))))
         for top in range(0, height, tile):
             for left in range(0, width, tile):
                 rows, columns = slice(top, min(top + tile, height)), slice(left, min(left + tile, width))

@@ -33,11 +33,11 @@ class Style:
 
     def accent(self) -> Colour:
         """A strong colour of the palette."""
-        return colour(self.rng.choice(self.hues) + self.rng.normal(0, 0.02), self.rng.uniform(0.35, 0.78), self.rng.uniform(0.45, 0.92))
+        return colour(self.rng.choice(self.hues) + self.rng.normal(0, 0.02), self.rng.uniform(0.4, 0.85), self.rng.uniform(0.45, 0.92))
 
     def soft(self) -> Colour:
         """A light, quiet colour of the palette."""
-        return colour(self.rng.choice(self.hues), self.rng.uniform(0.03, 0.26), self.rng.uniform(0.72, 0.95))
+        return colour(self.rng.choice(self.hues), self.rng.uniform(0.03, 0.32), self.rng.uniform(0.72, 0.95))
 
     def dark(self) -> Colour:
         return colour(self.rng.choice(self.hues), self.rng.uniform(0.3, 0.7), self.rng.uniform(0.15, 0.4))

@@ -131,7 +131,8 @@ def architecture_from_options(options: dict[str, Any]) -> TokenGSArchitecture:
         "num_latents": options["num_latents"] if options["use_latent_bottleneck"] else None,
         "multiscale_encoder_layers": tuple(options["multiscale_encoder_layers"]) if options["use_multiscale_encoder"] else (),
     }
-    return TokenGSArchitecture(**{name: options[name] for name in TokenGSArchitecture.__dataclass_fields__} | special)
+    known = {name: options[name] for name in TokenGSArchitecture.__dataclass_fields__ if name in options}
+    return TokenGSArchitecture(**known | special)
 
 
 def loss_weights_from_options(options: dict[str, Any]) -> LossWeights:

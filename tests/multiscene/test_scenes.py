@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.tiny_scenes import write_tiny_scene, write_tiny_scenes
 from token_methods.core.cameras import opencv_from_opengl
-from token_methods.core.crops import CropConvention
+from token_methods.core.crops import CropAndResize, CropConvention
 from token_methods.multiscene.errors import SceneError
 from token_methods.multiscene.scene_discovery import SceneSource, find_scenes
 from token_methods.multiscene.scenes import Scene, parse_scene
@@ -253,6 +253,18 @@ def test_a_point_stays_at_the_pixel_that_its_camera_says(
         assert found == pytest.approx((u, v), abs=tolerance)
         checked += 1
     assert checked >= 4
+
+
+def test_published_convention_has_the_published_numbers() -> None:
+    """TokenGS at 256 x 448 from 960 x 540: pixels are cut at 8, the principal point moves by 7.5."""
+    crop = CropAndResize.centred(540, 960, 256, 448)
+    assert (crop.top, crop.left, crop.crop_height, crop.crop_width) == (0, 8, 540, 945)
+    intrinsics = torch.tensor([800.0, 800.0, 480.0, 270.0], dtype=torch.float64)
+    scale = 448 / 945
+    assert crop.intrinsics(intrinsics, "published").tolist() == pytest.approx([800 * scale, 800 * scale, 472.5 * scale, 128.0])
+    assert crop.intrinsics(intrinsics, "exact").tolist() == pytest.approx([800 * scale, 800 * scale, 472 * scale, 128.0])
+    square = CropAndResize.centred(540, 960, 256, 256)
+    assert (square.left, square.crop_width) == (210, 540)
 
 
 def test_masks_take_the_way_of_their_images(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_float32_stays_close_to_float64(scene, dense_render):
 
 def test_gradients_equal_finite_differences(scene):
     # Large faint Gaussians: no pixel is near one of the cut-offs, where the image is not continuous.
-    gaussians, views = scene(count=3, height=5, width=6, size=1.0, opacity=(0.3, 0.6))
+    gaussians, views = scene(count=2, height=3, width=4, size=1.0, opacity=(0.3, 0.6))
     gaussians = dataclasses.replace(gaussians, means=0.2 * gaussians.means + torch.tensor([0.0, 0.0, 2.0]))
 
     def draw(*fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -176,14 +176,14 @@ def test_scenes_and_views_do_not_see_each_other(scene):
 
 def test_bounds_on_memory_do_not_change_the_image(scene, monkeypatch):
     def draw() -> list[torch.Tensor]:
-        gaussians, views = scene(count=300, height=40, width=30, scenes=2, views=2)
+        gaussians, views = scene(count=120, height=40, width=20, scenes=2, views=2)
         inputs = leaves(gaussians)
         drawn = rasterize_tiles(inputs, views, BACKGROUND, 0.025, 125.0)
         weighted_sum(drawn).backward()
         return [*drawn, *(getattr(inputs, name).grad for name in FIELDS)]
 
     whole = draw()
-    monkeypatch.setattr(tiles, "PROJECTED_PAIRS", 300)
+    monkeypatch.setattr(tiles, "PROJECTED_PAIRS", 120)
     monkeypatch.setattr(tile_lists, "LIST_ENTRIES", 500)
     monkeypatch.setattr(tile_lists, "BLOCK_PAIRS", 2000)
     monkeypatch.setattr(tile_lists, "BLOCK_DEPTH", 7)

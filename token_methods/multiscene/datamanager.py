@@ -21,6 +21,7 @@ from token_methods.core.views import SceneBatch
 from token_methods.multiscene.datamanager_config import MultiSceneDataManagerConfig as MultiSceneDataManagerConfig
 from token_methods.multiscene.errors import SceneError
 from token_methods.multiscene.evaluation_index import IndexEntry, read_evaluation_index, scene_of_entry
+from token_methods.multiscene.processes import process_rank
 from token_methods.multiscene.sampling import Frames
 from token_methods.multiscene.scene_dataset import SceneDataset
 from token_methods.multiscene.scene_discovery import SceneSource, find_scenes
@@ -66,7 +67,8 @@ class MultiSceneDataManager(VanillaDataManager):
         self.device = device
         self.world_size = world_size
         self.local_rank = local_rank
-        self.rank = _global_rank(local_rank)
+        rank, processes = process_rank()
+        self.rank = rank if processes > 1 else local_rank
         self.test_mode = test_mode
         self.test_split = "test" if test_mode in ("test", "inference") else "val"
         if config.data is not None:
@@ -320,8 +322,3 @@ class MultiSceneDataManager(VanillaDataManager):
             return int(self.config.cache_gigabytes * 2**30)
         sharing = max(1, min(self.world_size, torch.cuda.device_count() or self.world_size))
         return math.floor(free_memory() / 4 / sharing)
-
-
-def _global_rank(local_rank: int) -> int:
-    distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else local_rank

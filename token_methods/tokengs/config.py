@@ -46,6 +46,14 @@ class TokenGSArchitecture:
     """LayerScale of the encoder and latent blocks at the start."""
     dec_init_values: float | None = None
     """LayerScale of the decoder at the start; None: 5e-3 * gs_token_std."""
+    anchor_depth: float | None = None
+    """Start with the Gaussians spread over the view at this depth (see start.py); None: the published start."""
+    anchor_half_width: float = 0.7
+    """Half width of that spread, over the depth: the tangent of half a field of view."""
+    anchor_overlap: float = 1.0
+    """Standard deviation of a Gaussian over the distance to its neighbour, at that start."""
+    anchor_opacity: float = 0.5
+    """Opacity of the Gaussians at that start."""
     gaussian_z_offset: float = 1.0
     """Added to the z of every Gaussian, in units of the normalised scene."""
     gaussian_scale_cap: float = 0.075

@@ -20,6 +20,7 @@ from token_methods.core.patches import PatchEmbedding
 from token_methods.core.views import Views
 from token_methods.rendering.gaussians3d import Gaussians3D
 from token_methods.tokengs.config import TokenGSArchitecture
+from token_methods.tokengs.start import anchor_readout_, anchored_tokens
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -172,7 +173,10 @@ class GaussianHead(nn.Module):
         # Published truncation: at +-2 absolute, which cuts nothing off.
         nn.init.trunc_normal_(self.deconv.weight, std=architecture.clip_head_readout_std, a=-2.0, b=2.0)
         nn.init.zeros_(self.deconv.bias)
-        if architecture.clip_head_z_init is not None:
+        if architecture.anchor_depth is not None:
+            with torch.no_grad():
+                anchor_readout_(architecture, self.deconv.weight, self.deconv.bias)
+        elif architecture.clip_head_z_init is not None:
             with torch.no_grad():
                 self.deconv.bias.view(patch, RAW_CHANNELS)[:, 2] = math.log1p(architecture.clip_head_z_init)
 
@@ -204,7 +208,9 @@ class TokenGSNetwork(nn.Module):
         self.architecture = architecture
         self.cuda_dtype = cuda_dtype
         dim = architecture.enc_embed_dim
-        self.gs_tokens = nn.Parameter(architecture.gs_token_std * torch.randn(architecture.num_gs_tokens, dim))
+        anchored = architecture.anchor_depth is not None
+        tokens = anchored_tokens(architecture) if anchored else architecture.gs_token_std * torch.randn(architecture.num_gs_tokens, dim)
+        self.gs_tokens = nn.Parameter(tokens)
         self.patch_embed = PatchEmbedding(3, architecture.patch_size, dim)
         self.patch_plucker_embed = PatchEmbedding(6, architecture.patch_size, dim)
         self.enc_dec_backbone = EncoderDecoder(architecture)

@@ -34,7 +34,9 @@ def fit_presets(weights: Mapping[str, Tensor]) -> list[str]:
     View count and image size are not in the weights, so several presets may fit.
     """
     weights = network_part(weights)
-    return [name for name, preset in PRESETS.items() if not key_differences(weights, published_tensors(preset.architecture))]
+    architectures = {preset.architecture for preset in PRESETS.values()}
+    fitting = {architecture for architecture in architectures if not key_differences(weights, published_tensors(architecture))}
+    return [name for name, preset in PRESETS.items() if preset.architecture in fitting]
 
 
 def network_part(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
