@@ -105,9 +105,13 @@ def first_camera_frame(camera_to_world: Float[Tensor, "batch views 4 4"]) -> Sim
 def mean_camera_frame(camera_to_world: Float[Tensor, "batch views 4 4"]) -> Similarity:
     """World -> frame of the mean camera of the views (TokenGS `mean_cam`).
 
-    Mean position, mean forward axis, mean down axis made orthogonal to it.
+    Mean position, mean forward axis, mean down axis made orthogonal to it. Where the axes cancel (a full orbit), those of the
+    first view stand in, so that the frame is always rigid.
     """
+    first = camera_to_world[:, 0, :3, :]
     mean = camera_to_world[..., :3, :].mean(dim=1)
+    crossed = torch.cross(mean[..., 1], mean[..., 2], dim=-1).norm(dim=-1)[:, None, None]
+    mean = torch.cat([torch.where(crossed > 1e-3, mean[..., :3], first[..., :3]), mean[..., 3:]], dim=-1)
     forward = torch.nn.functional.normalize(mean[..., 2], dim=-1)
     down = mean[..., 1] - (mean[..., 1] * forward).sum(-1, keepdim=True) * forward
     down = torch.nn.functional.normalize(down, dim=-1)

@@ -20,9 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 from token_methods.core.weights import compare_keys
 from token_methods.multiscene.datamanager import MultiSceneDataManager
 from token_methods.multiscene.datamanager_config import MultiSceneDataManagerConfig
-from token_methods.multiscene.model import FeedForwardModel, FeedForwardModelConfig, TrainingOutputs
+from token_methods.multiscene.model import FeedForwardModel, FeedForwardModelConfig, GaussianSceneModel, TrainingOutputs
+from token_methods.multiscene.processes import process_rank
 from token_methods.multiscene.run_options import run_options
 from token_methods.multiscene.viewer import SceneViewer
+from token_methods.rendering.rasterize import gsplat_notice
 
 
 @dataclass
@@ -75,6 +77,8 @@ class FeedForwardPipeline(VanillaPipeline):
             ),
         )
         self.model.to(device)
+        if torch.device(device).type == "cuda" and isinstance(self.model, GaussianSceneModel) and process_rank()[0] == 0:
+            CONSOLE.print(gsplat_notice())
         self.scene_viewer = SceneViewer(self)
         for name, element in self.scene_viewer.controls().items():
             setattr(self, name, element)

@@ -180,9 +180,6 @@ class TokenGSModel(GaussianSceneModel):
             CONSOLE.print(f"[yellow]{note}[/yellow]")
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """Matrices decay; vectors, the readout and the latents do not (the publication's two groups)."""
-        groups: dict[str, list[Parameter]] = {"decayed": [], "undecayed": []}
-        for name, parameter in self.network.named_parameters():
-            kept = parameter.ndim < 2 or name.startswith("activation_head.") or name == "enc_dec_backbone.latents"
-            groups["undecayed" if kept else "decayed"].append(parameter)
-        return groups
+        """The publication's two groups: matrices decay; vectors, the readout and the latents do not."""
+        decayed, undecayed = self.network.weight_decay_groups()
+        return {"decayed": list(decayed), "undecayed": list(undecayed)}
