@@ -38,7 +38,7 @@ class SceneArchive:
         for member in members:
             total += member.file_size
             if fault := _fault(member, available):
-                raise ValueError(f"{path}: the member {member.filename[:200]!r} {fault}. Do not use this archive; get it anew from its source.")
+                raise ValueError(f"{path}: the member {member.filename[:200]!r} {fault}. Get the archive anew from its source.")
         if total > _LARGEST_TOTAL:
             raise ValueError(f"{path} would unpack to {total / 2**30:.0f} GiB, more than any scene. Do not use this archive.")
         self.members = frozenset(member.filename for member in members if not member.is_dir())

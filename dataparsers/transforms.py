@@ -60,9 +60,7 @@ def parse_transforms(text: bytes | str, where: str) -> Transforms:
     if not isinstance(frames, list) or not frames:
         raise ValueError(f"{where}: frames must be a list with at least one frame.")
     poses = np.stack([_pose(frame, f"{where}: frames[{i}]") for i, frame in enumerate(frames)])
-    return Transforms(
-        values["w"], values["h"], values["fl_x"], values["fl_y"], values["cx"], values["cy"], poses, tuple(frames), source
-    )
+    return Transforms(values["w"], values["h"], values["fl_x"], values["fl_y"], values["cx"], values["cy"], poses, tuple(frames), source)
 
 
 def split_frames(frames: int, split: str) -> list[int]:
@@ -81,7 +79,7 @@ def split_frames(frames: int, split: str) -> list[int]:
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name} must be a number, not {str(value)[:40]!r}.")
-    if isinstance(value, int) and abs(value) > 10**12 or not math.isfinite(value):
+    if (isinstance(value, int) and abs(value) > 10**12) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {str(value)[:40]}.")
     return float(value)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataparsers.procedural.solids import Assembly
+from dataparsers.procedural.solids import Assembly, Material
 from dataparsers.procedural.style import Style
 
 Rng = np.random.Generator
@@ -39,7 +39,7 @@ def chair(a: Assembly, style: Style, rng: Rng, height: float = 0.45) -> None:
     for x in (-0.18, 0.18):
         a.box((x, 0.18, height / 2), (0.04, 0.04, height), wood)
         a.box((x, -0.19, 0.48), (0.04, 0.04, 0.96), wood)
-    a.box((0, -0.19, 0.82), (0.36, 0.03, 0.22), rng.choice([wood, seat]))
+    a.box((0, -0.19, 0.82), (0.36, 0.03, 0.22), style.one_of(wood, seat))
 
 
 def sofa(a: Assembly, style: Style, rng: Rng, width: float) -> None:
@@ -92,13 +92,13 @@ def bookcase(a: Assembly, style: Style, rng: Rng, width: float, height: float) -
             if share < 0.75:
                 trinket(a.at(width / 2 - 0.2, depth / 2, base), style, rng, 0.7 * step)
         else:
-            for x in (-0.25, 0.2):
-                trinket(a.at(x * width, depth / 2, base), style, rng, 0.75 * step)
+            for at in (-0.25, 0.2):
+                trinket(a.at(at * width, depth / 2, base), style, rng, 0.75 * step)
 
 
 def cabinet(a: Assembly, style: Style, rng: Rng, width: float, height: float) -> None:
     """Chest of drawers or sideboard with things on top."""
-    body, front = style.wood(), rng.choice([style.wood(), style.paint(), style.white])
+    body, front = style.wood(), style.one_of(style.wood(), style.paint(), style.white)
     depth = 0.45
     a.box((0, depth / 2, height / 2 + 0.03), (width, depth, height - 0.06), body)
     columns, rows = max(1, round(width / 0.5)), max(1, round(height / 0.35))
@@ -114,7 +114,7 @@ def cabinet(a: Assembly, style: Style, rng: Rng, width: float, height: float) ->
 
 def counter(a: Assembly, style: Style, rng: Rng, width: float) -> None:
     """Kitchen units below, a stone top, cupboards above."""
-    front = rng.choice([style.paint(), style.white, style.wood()])
+    front = style.one_of(style.paint(), style.white, style.wood())
     a.box((0, 0.28, 0.45), (width, 0.56, 0.82), front)
     a.box((0, 0.3, 0.88), (width + 0.04, 0.62, 0.05), style.stone())
     a.box((0, 0.02, 1.18), (width, 0.02, 0.56), style.toy())
@@ -181,7 +181,7 @@ def plant(a: Assembly, style: Style, rng: Rng, height: float = 1.2) -> None:
 def picture(a: Assembly, style: Style, rng: Rng, width: float, height: float) -> None:
     """Framed, hung with its middle at the origin."""
     rim = rng.uniform(0.03, 0.07)
-    a.box((0, 0.015, 0), (width + 2 * rim, 0.03, height + 2 * rim), rng.choice([style.wood(), style.metal, style.white]))
+    a.box((0, 0.015, 0), (width + 2 * rim, 0.03, height + 2 * rim), style.one_of(style.wood(), style.metal, style.white))
     a.box((0, 0.025, 0), (width, 0.02, height), style.painting())
 
 
@@ -202,7 +202,7 @@ def blocks(a: Assembly, style: Style, rng: Rng) -> None:
 def pedestal(a: Assembly, style: Style, rng: Rng) -> None:
     """A plinth with one large solid on it."""
     height = rng.uniform(0.6, 1.0)
-    stone, thing = style.stone(), rng.choice([style.toy(), style.stone(), style.paint()])
+    stone, thing = style.stone(), style.one_of(style.toy(), style.stone(), style.paint())
     a.box((0, 0, height / 2), (0.5, 0.5, height), stone)
     a.box((0, 0, height + 0.03), (0.6, 0.6, 0.06), stone)
     z = height + 0.06
@@ -259,17 +259,17 @@ def fountain(a: Assembly, style: Style, rng: Rng) -> None:
     a.ball((0, 0, 1.25), 0.15, style.paint())
 
 
-def house(a: Assembly, style: Style, rng: Rng, width: float, depth: float, height: float, wall: object, roof: object) -> None:
+def house(a: Assembly, style: Style, rng: Rng, width: float, depth: float, height: float, wall: Material, roof: Material) -> None:
     """A closed house with windows and a door towards +y, hipped or flat roof."""
-    a.box((0, 0, height / 2), (width, depth, height), wall, style.stone())  # type: ignore[arg-type]
+    a.box((0, 0, height / 2), (width, depth, height), wall, style.stone())
     if rng.random() < 0.6:
         for side in (-1, 1):
             slope = np.arctan2(1.2, depth / 2 + 0.3)
             length = np.hypot(1.2, depth / 2 + 0.3)
-            a.box((0, side * (depth / 4 + 0.15), height + 0.55), (width + 0.6, length, 0.12), roof, tilt=-side * slope)  # type: ignore[arg-type]
-        a.box((0, 0, height + 0.3), (width - 0.1, depth * 0.45, 0.7), wall)  # type: ignore[arg-type]
+            a.box((0, side * (depth / 4 + 0.15), height + 0.55), (width + 0.6, length, 0.12), roof, tilt=-side * slope)
+        a.box((0, 0, height + 0.3), (width - 0.1, depth * 0.45, 0.7), wall)
     else:
-        a.box((0, 0, height + 0.1), (width + 0.3, depth + 0.3, 0.2), roof)  # type: ignore[arg-type]
+        a.box((0, 0, height + 0.1), (width + 0.3, depth + 0.3, 0.2), roof)
     front = depth / 2
     a.box((0, front, 1.0), (1.0, 0.08, 2.0), style.paint())
     a.box((0, front, 2.08), (1.2, 0.14, 0.12), style.white)

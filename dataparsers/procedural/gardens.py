@@ -46,7 +46,9 @@ def _paving(a: Assembly, style: Style, rng: Rng, half: float, paved: bool) -> No
         a.box((0, 0, 0.0), (1.6 * half, 1.6 * half, 0.04), stone)
         return
     for turns in range(2):
-        a.at(0, 0, 0, turns * math.pi / 2).box((0, rng.uniform(-0.8, 0.8), 0.005 * (turns + 1)), (2.6 * half, rng.uniform(1.0, 1.6), 0.03), stone)
+        a.at(0, 0, 0, turns * math.pi / 2).box(
+            (0, rng.uniform(-0.8, 0.8), 0.005 * (turns + 1)), (2.6 * half, rng.uniform(1.0, 1.6), 0.03), stone
+        )
 
 
 def _centre(a: Assembly, style: Style, rng: Rng, paved: bool) -> list[tuple[float, float, float]]:
@@ -138,7 +140,7 @@ def _details(a: Assembly, style: Style, rng: Rng, half: float) -> None:
 
 
 def _light(scene: Scene, rng: Rng) -> None:
-    scene.sky = Material(textures.sky(rng), None, emission=2.2)
+    scene.sky = Material(textures.sky(rng), None, emission=1.5)
     warm, azimuth, elevation = rng.uniform(), rng.uniform(0, math.tau), rng.uniform(0.45, 1.1)
     away = np.array([math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation)])
     strength = rng.uniform(2.5, 4.0) * _SUN_DISTANCE**2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,42 +23,49 @@ _FIELD_OF_VIEW = (50.0, 75.0)
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
-def generate_scene(
-    folder: Path,
-    *,
-    seed: int,
-    index: int,
-    height: int,
-    width: int,
-    frames: int,
-    samples: int,
-    device: torch.device,
-    advance: Callable[[], None] = lambda: None,
-) -> None:
-    """Make scene `index` of `seed` as `folder`; `advance` is called after each frame.
+@dataclass(frozen=True)
+class SceneJob:
+    """One scene to be made. World, lens and walk depend on seed and index only."""
 
-    The world, the lens and the walk depend on seed and index only.
+    folder: str
+    """Absolute path of the scene's folder."""
+    seed: int
+    index: int
+    height: int
+    width: int
+    """Pixels."""
+    frames: int
+    samples: int
+    """Rays per pixel."""
+
+
+def generate_scene(job: SceneJob, device: torch.device, advance: Callable[[], None] = lambda: None) -> None:
+    """Make a scene folder; `advance` is called after each frame.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
-    rng = np.random.default_rng([seed, index])
+    rng = np.random.default_rng([job.seed, job.index])
     world = make_world(rng)
     raycaster = Raycaster(world.scene, device)
-    poses = find_path(raycaster, world.stage, rng)(np.linspace(0, 1, frames))
-    focal = 0.5 * max(height, width) / math.tan(math.radians(rng.uniform(*_FIELD_OF_VIEW)) / 2)
-    intrinsics = (focal, focal, width / 2, height / 2)
-    raycaster.scene.exposure = _exposure(raycaster, poses)
+    poses = find_path(raycaster, world.stage, rng)(np.linspace(0, 1, job.frames))
+    focal = 0.5 * max(job.height, job.width) / math.tan(math.radians(rng.uniform(*_FIELD_OF_VIEW)) / 2)
+    intrinsics = (focal, focal, job.width / 2, job.height / 2)
+    world.scene.exposure = _exposure(raycaster, poses)
+    per_frame = math.ceil(_POINTS / job.frames)
     points: list[np.ndarray] = []
     colours: list[np.ndarray] = []
-    with appearing_folder(folder) as unfinished:
+    with appearing_folder(Path(job.folder)) as unfinished:
         for i, pose in enumerate(poses):
-            colour, depth = raycaster.render(torch.from_numpy(pose), intrinsics, height, width, samples)
-            picture = (colour * 255).round().byte().cpu().numpy()
-            write_frame(unfinished, i, picture, depth.cpu().numpy())
-            xyz, rgb = _surface_points(pose, intrinsics, picture, depth.cpu().numpy(), math.ceil(_POINTS / frames), world.scene.sky_radius, rng)
+            colour, z = raycaster.render(torch.from_numpy(pose), intrinsics, job.height, job.width, job.samples)
+            picture, depth = (colour * 255).round().byte().cpu().numpy(), z.cpu().numpy()
+            write_frame(unfinished, i, picture, depth)
+            xyz, rgb = _surface_points(pose, intrinsics, picture, depth, per_frame, 0.6 * world.scene.sky_radius, rng)
             points.append(xyz)
             colours.append(rgb)
             advance()
         write_points(unfinished / "sparse_pc.ply", np.concatenate(points), np.concatenate(colours))
-        write_transforms(unfinished, height, width, intrinsics, poses @ _OPENGL)
+        write_transforms(unfinished, job.height, job.width, intrinsics, poses @ _OPENGL)
 
 
 def _exposure(raycaster: Raycaster, poses: np.ndarray) -> float:
@@ -79,14 +87,14 @@ def _surface_points(
     picture: np.ndarray,
     depth: np.ndarray,
     count: int,
-    sky_radius: float,
+    reach: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Some of a frame's pixels as coloured points in the world, sky left out."""
+    """Some of a frame's pixels as coloured points in the world, none farther than `reach`."""
     fx, fy, cx, cy = intrinsics
     rows, columns = rng.integers(depth.shape[0], size=2 * count), rng.integers(depth.shape[1], size=2 * count)
     z = depth[rows, columns]
     camera = np.stack([(columns + 0.5 - cx) / fx * z, (rows + 0.5 - cy) / fy * z, z], axis=1)
-    near = np.linalg.norm(camera, axis=1) < 0.6 * sky_radius
+    near = np.linalg.norm(camera, axis=1) < reach
     camera, rows, columns = camera[near][:count], rows[near][:count], columns[near][:count]
     return (camera @ pose[:3, :3].T + pose[:3, 3]).astype(np.float32), picture[rows, columns]

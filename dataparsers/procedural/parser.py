@@ -21,9 +21,10 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserCo
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
-from dataparsers.procedural.generator import GENERATOR_VERSION, generate_scene
+from dataparsers.procedural.generator import GENERATOR_VERSION, SceneJob, generate_scene
 from dataparsers.procedural.progress import delayed_progress
 from dataparsers.procedural.storage import DEPTH_UNIT, read_points
+from dataparsers.procedural.workers import generate_in_workers, worker_count
 from dataparsers.transforms import parse_transforms, split_frames
 
 _generating = threading.Lock()
@@ -55,7 +56,7 @@ class ProceduralDataParserConfig(DataParserConfig):
     samples_per_pixel: int = 4
     """Rays averaged in each pixel, against jagged edges."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where scenes are made; auto takes the GPU if there is one. The last bits of a picture may depend on it."""
+    """Where scenes are made; auto takes the GPU if there is one. Pictures agree on both but for rounding, which may choose another walk."""
 
     def settings_folder(self) -> Path:
         """Folder of all scenes made with these settings."""
@@ -83,6 +84,7 @@ class ProceduralDataParser(DataParser):
             ValueError: a setting makes no sense, or `data` is a scene folder that these settings do not make.
             OSError: the folder cannot be written.
         """
+        _check(self.config)
         folder = self.config.scene_folders()[0]
         index = _scene_index(self.config, folder)
         if index is not None:
@@ -93,7 +95,8 @@ class ProceduralDataParser(DataParser):
 def generate_scenes(config: ProceduralDataParserConfig, indices: Sequence[int] | None = None) -> list[Path]:
     """Make the scenes that are not on disk yet (all of the config's by default) and return their folders.
 
-    Shows a progress bar when it takes longer than two seconds. Several processes may do this at once: each scene appears whole, once.
+    Uses the GPU, or several processes where there are several CPU cores. Shows a progress bar when it takes longer than two seconds.
+    Several programs may do this at once: each scene appears whole, once.
     """
     _check(config)
     indices = range(config.num_scenes) if indices is None else indices
@@ -104,19 +107,26 @@ def generate_scenes(config: ProceduralDataParserConfig, indices: Sequence[int] |
         if not missing:
             return folders
         device = torch.device(config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
-        with delayed_progress("making procedural scenes", len(missing) * config.frames_per_scene) as advance, _one_thread():
-            for index, folder in missing:
-                generate_scene(
-                    folder,
-                    seed=config.seed,
-                    index=index,
-                    height=config.image_height,
-                    width=config.image_width,
-                    frames=config.frames_per_scene,
-                    samples=config.samples_per_pixel,
-                    device=device,
-                    advance=advance,
-                )
+        jobs = [
+            SceneJob(
+                folder=str(folder.absolute()),
+                seed=config.seed,
+                index=index,
+                height=config.image_height,
+                width=config.image_width,
+                frames=config.frames_per_scene,
+                samples=config.samples_per_pixel,
+            )
+            for index, folder in missing
+        ]
+        workers = worker_count(len(jobs)) if device.type == "cpu" else 1
+        with delayed_progress("making procedural scenes", len(jobs) * config.frames_per_scene) as advance:
+            if workers > 1:
+                generate_in_workers(jobs, workers, advance)
+                return folders
+            with _one_thread():
+                for job in jobs:
+                    generate_scene(job, device, advance)
     return folders
 
 

@@ -21,6 +21,8 @@ _CANDIDATES = 64
 _VIEWED = 8
 """Candidates whose view is looked at."""
 _PROBE = 12
+_FASTEST_TURN = 0.065
+"""Radians between two neighbours of `_FINE`: three radians over the whole path if it turned evenly."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,10 @@ def _orbit(stage: Stage, rng: np.random.Generator, shrink: float) -> Path:
 
 
 def _interest(raycaster: Raycaster, path: Path) -> float:
-    """How many different things come into view; 0 if the camera stares at something close, or steeply up or down."""
+    """How many different things come into view; 0 if the camera whirls, stares at something close, or looks steeply up or down."""
+    forward = path(_FINE)[:, :3, 2]
+    if (forward[1:] * forward[:-1]).sum(1).min() < np.cos(_FASTEST_TURN):
+        return 0.0
     grid = (torch.arange(_PROBE, device=raycaster.device) + 0.5) / _PROBE * 2 - 1
     seen: set[int] = set()
     for pose in path(np.array([0.0, 0.5, 1.0])):

@@ -92,7 +92,7 @@ class Assembly:
 
     def at(self, x: float, y: float, z: float = 0.0, yaw: float = 0.0) -> Assembly:
         """A frame inside this one."""
-        return Assembly(self.scene, self._world((x, y, z)), self.yaw + yaw)
+        return Assembly(self.scene, self.world((x, y, z)), self.yaw + yaw)
 
     def box(self, centre: Vector, size: Vector, side: Material, cap: Material | None = None, yaw: float = 0.0, tilt: float = 0.0) -> None:
         """A box of full extent `size`."""
@@ -124,8 +124,9 @@ class Assembly:
         self, shape: Shape, centre: Vector, half: Vector, side: Material, cap: Material | None, yaw: float, tilt: float, taper: float = 1.0
     ) -> None:
         rotation = turn(self.yaw + yaw, tilt)
-        self.scene.solids.append(Solid(shape, self._world(centre), half, rotation, side, cap or side, taper))
+        self.scene.solids.append(Solid(shape, self.world(centre), half, rotation, side, cap or side, taper))
 
-    def _world(self, point: Vector) -> Vector:
+    def world(self, point: Vector) -> Vector:
+        """A point of this frame in the world."""
         x, y, z = turn(self.yaw) @ np.array(point) + np.array(self.origin)
         return float(x), float(y), float(z)

@@ -1,9 +1,9 @@
 """One procedural scene as a folder that plain `nerfstudio-data` reads too.
 
-    transforms.json   OpenGL camera-to-world, pinhole intrinsics, frames in walking order
-    images/           8-bit sRGB PNG
-    depth/            16-bit PNG, thousandths of a scene unit along the optical axis (nerfstudio's default depth_unit_scale_factor, 1e-3)
-    sparse_pc.ply     coloured points on the surfaces, as structure from motion would leave them
+transforms.json   OpenGL camera-to-world, pinhole intrinsics, frames in walking order
+images/           8-bit sRGB PNG
+depth/            16-bit PNG, thousandths of a scene unit along the optical axis (nerfstudio's default depth_unit_scale_factor, 1e-3)
+sparse_pc.ply     coloured points on the surfaces, as structure from motion would leave them
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def appearing_folder(folder: Path) -> Iterator[Path]:
             if not (folder / "transforms.json").is_file():
                 raise
     except OSError as error:
-        raise OSError(f"cannot write the scene folder {folder}: {error.strerror or error}. Free space or give --data another folder.") from error
+        raise OSError(f"cannot write the scene folder {folder}: {error.strerror or error}. Free space or name another.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -45,35 +45,36 @@ class Style:
     def accents(self, count: int) -> list[Colour]:
         return [self.accent() for _ in range(count)]
 
-    def _pick(self, pool: list[Material]) -> Material:
+    def one_of(self, *pool: Material) -> Material:
+        """Any of the given materials."""
         return pool[self.rng.integers(len(pool))]
 
     def wood(self) -> Material:
-        return self._pick(self._woods)
+        return self.one_of(*self._woods)
 
     def cloth(self) -> Material:
         """Upholstery, bedding and curtains."""
-        return self._pick(self._cloths)
+        return self.one_of(*self._cloths)
 
     def paint(self) -> Material:
         """Smooth and strongly coloured."""
-        return self._pick(self._paints)
+        return self.one_of(*self._paints)
 
     def toy(self) -> Material:
         """Coloured and patterned."""
-        return self._pick(self._toys)
+        return self.one_of(*self._toys)
 
     def stone(self) -> Material:
-        return self._pick(self._stones)
+        return self.one_of(*self._stones)
 
     def foliage(self) -> Material:
-        return self._pick(self._foliages)
+        return self.one_of(*self._foliages)
 
     def painting(self) -> Material:
         return Material(textures.painting(self.rng, [*self.accents(3), self.soft(), self.dark()]), None)
 
     def books(self) -> Material:
-        return self._pick(self._books)
+        return self.one_of(*self._books)
 
     def rug(self) -> Material:
         return Material(textures.rug(self.rng, [self.accent(), self.soft(), self.dark()]), None)

@@ -276,7 +276,7 @@ def landscape(rng: Rng, colours: Sequence[Colour]) -> Texture:
     for depth in range(4):
         height = 0.55 - 0.13 * depth + 0.06 * ridge[depth * 60]
         colour = np.asarray(cool) * (0.75 - 0.15 * depth) + np.asarray(colours[2 % len(colours)]) * 0.12 * depth
-        texture = mix(texture, np.clip(colour, 0, 1), (_V < height[None, :]).astype(np.float32))
+        texture = mix(texture, np.clip(colour, 0, 1), (height[None, :] > _V).astype(np.float32))
     return _shade(texture, 0.04 * noise(rng, 30))
 
 
@@ -285,11 +285,11 @@ def sky(rng: Rng) -> Texture:
     hue = rng.uniform()
     zenith = np.array([0.25, 0.45, 0.8]) * (1 - hue * 0.4) + np.array([0.5, 0.45, 0.6]) * hue * 0.4
     horizon = np.array([0.8, 0.88, 0.95]) * (1 - hue) + np.array([0.98, 0.85, 0.7]) * hue
-    texture = mix(horizon, zenith, ((_V - 0.5) * 2.2).clip(0, 1) ** 0.6)
-    clouds = np.clip(0.9 * noise(rng, 5, 1.3, 2.0) - rng.uniform(-0.3, 0.7), 0, 1) * np.clip((_V - 0.52) * 14, 0, 1)
+    texture = mix(horizon, zenith, ((_V - 0.5) * 2.2).clip(0, 1) ** 0.5)
+    clouds = np.clip(0.9 * noise(rng, 5, 1.3, 2.0) - rng.uniform(0.1, 1.3), 0, 1) * np.clip((_V - 0.52) * 14, 0, 1)
     texture = mix(texture, (0.97, 0.96, 0.95), 0.85 * clouds)
     ridge = noise(rng, 6, 1.2)
     for low, tone in ((0.53, 0.75), (0.51, 0.5)):
         hills = np.array([0.45, 0.55, 0.45]) * tone + horizon * (tone - 0.4)
-        texture = mix(texture, np.clip(hills, 0, 1), (_V < (low + 0.012 * ridge[int(low * 100)])[None, :]).astype(np.float32))
+        texture = mix(texture, np.clip(hills, 0, 1), ((low + 0.012 * ridge[int(low * 100)])[None, :] > _V).astype(np.float32))
     return _shade(texture, 0.015 * noise(rng, 30))

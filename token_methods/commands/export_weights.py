@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from token_methods.commands.runs import config_file
+from token_methods.commands.runs import read_config
 from token_methods.core.weights import write_safetensors
 from token_methods.multiscene.network_files import read_network
 
@@ -22,9 +22,10 @@ class ExportWeights:
     """File to write (.safetensors)."""
 
     def main(self) -> None:
-        import yaml
-
-        config = yaml.load(config_file(self.load_config).read_text(), Loader=yaml.Loader)  # noqa: S506 - as nerfstudio reads its own runs
-        weights = read_network(config.get_checkpoint_dir())
-        write_safetensors(weights, self.output)
-        CONSOLE.print(f"{len(weights)} tensors: {self.output}")
+        if self.output.suffix != ".safetensors":
+            raise ValueError(f"--output {self.output} must end in .safetensors")
+        config = read_config(self.load_config)
+        with CONSOLE.status(f"Writing {self.output.name}"):
+            weights = read_network(config.get_base_dir() / config.relative_model_dir)
+            write_safetensors(weights, self.output)
+        CONSOLE.print(f"{len(weights)} tensors: {self.output}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -10,12 +11,16 @@ from typing import Optional
 import torch
 import yaml
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
-from token_methods.core.weights import read_safetensors
+from token_methods.commands.runs import CONFIG_NAME
+from token_methods.core.weights import WeightsError, read_safetensors
 from token_methods.multiscene.checkpoints import write_checkpoint
-from token_methods.multiscene.trainer import FeedForwardTrainerConfig
+from token_methods.multiscene.network_files import NETWORK_PREFIX
+from token_methods.multiscene.trainer_config import FeedForwardTrainerConfig
 
 HUB_PREFIX = "hf://"
+HUB_FORM = f"{HUB_PREFIX}OWNER/REPOSITORY[@REVISION]/PATH/IN/IT.safetensors"
 
 
 @dataclass
@@ -25,32 +30,66 @@ class ImportWeights:
     preset: str
     """Method whose architecture the weights have, such as tokengs-6view."""
     weights: str
-    """A safetensors file, or hf://OWNER/REPOSITORY/PATH/IN/IT.safetensors."""
+    """A safetensors file, or hf://OWNER/REPOSITORY[@REVISION]/PATH/IN/IT.safetensors."""
     output_dir: Path
     """Folder of the new run."""
     data: Optional[Path] = None
     """Scenes that the run looks at by default; any other can be named later."""
 
     def main(self) -> None:
-        from nerfstudio.configs.method_configs import all_methods
-
-        config = all_methods.get(self.preset)
-        if not isinstance(config, FeedForwardTrainerConfig):
-            ours = sorted(name for name, other in all_methods.items() if isinstance(other, FeedForwardTrainerConfig))
-            raise ValueError(f"--preset {self.preset} is not a method of nerfstudio-tokens; choose from {', '.join(ours)}")
-        if (self.output_dir / "config.yml").exists():
+        methods = our_methods()
+        if self.preset not in methods:
+            raise ValueError(f"--preset {self.preset} is not a method of nerfstudio-tokens; choose from {', '.join(sorted(methods))}")
+        if (self.output_dir / CONFIG_NAME).exists():
             raise ValueError(f"{self.output_dir} holds a run already: name another --output-dir")
-        config = copy.deepcopy(config)
-        config.run_folder = self.output_dir.resolve()
-        config.timestamp, config.experiment_name = "imported", self.output_dir.name
-        config.data = config.pipeline.datamanager.data = None if self.data is None else self.data.resolve()
+        if self.data is not None and not self.data.exists():
+            raise ValueError(f"--data {self.data} does not exist; leave it out to name the scenes later")
         path = local_file(self.weights)
-        weights = config.pipeline.model.check_weights(read_safetensors(path), source=str(path))
-        state = {f"_model.network.{key}": value for key, value in weights.items()} | {"_model.device_indicator_param": torch.empty(0)}
-        checkpoint = {"step": 0, "pipeline": state, "optimizers": {}, "schedulers": {}, "scalers": {}}
-        write_checkpoint(config.get_checkpoint_dir(), 0, checkpoint, keep=1)
-        (self.output_dir / "config.yml").write_text(yaml.dump(config), encoding="utf-8")
-        CONSOLE.print(f"{len(weights)} tensors of {path.name} are now the run {self.output_dir / 'config.yml'}")
+        with CONSOLE.status(f"Importing {path.name}"):
+            weights = fitting_weights(methods, self.preset, path)
+            run = write_run(methods[self.preset], weights, self.output_dir.resolve(), self.data)
+        CONSOLE.print(f"{len(weights)} tensors of {path.name} are now the run {run}", soft_wrap=True)
+
+
+def our_methods() -> dict[str, FeedForwardTrainerConfig]:
+    """The methods of this package, by name, as nerfstudio has registered them."""
+    from nerfstudio.configs.method_configs import all_methods
+
+    return {name: config for name, config in all_methods.items() if isinstance(config, FeedForwardTrainerConfig)}
+
+
+def fitting_weights(methods: dict[str, FeedForwardTrainerConfig], preset: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, when they are exactly those of a method.
+
+    Raises:
+        WeightsError: they are not; the difference, and the methods that they would fit.
+    """
+    weights = read_safetensors(path)
+    try:
+        return methods[preset].pipeline.model.check_weights(weights, source=str(path))
+    except WeightsError as error:
+        fitting = [name for name, method in methods.items() if method.pipeline.model.accepts(weights)]
+        advice = f" Import them with --preset {' or '.join(fitting)}." if fitting and preset not in fitting else ""
+        raise WeightsError(f"{error}{advice}") from error
+
+
+def write_run(method: FeedForwardTrainerConfig, weights: dict[str, Tensor], folder: Path, data: Path | None) -> Path:
+    """A run of `method` at step 0 with these network weights; its `config.yml`, which appears last, is returned.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    config = copy.deepcopy(method)
+    config.run_folder, config.timestamp, config.experiment_name = folder, "imported", folder.name
+    config.data = config.pipeline.datamanager.data = None if data is None else data.resolve()
+    config.pipeline.initial_weights = None
+    state = {NETWORK_PREFIX + key: value for key, value in weights.items()} | {"_model.device_indicator_param": torch.empty(0)}
+    checkpoint = {"step": 0, "pipeline": state, "optimizers": {}, "schedulers": {}, "scalers": {}}
+    write_checkpoint(config.get_checkpoint_dir(), 0, checkpoint, keep=1)
+    unfinished = folder / f".{CONFIG_NAME}.{os.getpid()}"
+    unfinished.write_text(yaml.dump(config), encoding="utf-8")
+    os.replace(unfinished, folder / CONFIG_NAME)
+    return folder / CONFIG_NAME
 
 
 def local_file(address: str) -> Path:
@@ -62,15 +101,17 @@ def local_file(address: str) -> Path:
     if not address.startswith(HUB_PREFIX):
         path = Path(address).expanduser()
         if not path.is_file():
-            raise ValueError(f"no weights at {path}: --weights takes a safetensors file or {HUB_PREFIX}OWNER/REPOSITORY/FILE")
+            raise ValueError(f"no weights at {path}: --weights takes a safetensors file or {HUB_FORM}")
         return path
     parts = address.removeprefix(HUB_PREFIX).split("/")
-    if len(parts) < 3 or not all(parts):
-        raise ValueError(f"--weights {address}: write {HUB_PREFIX}OWNER/REPOSITORY/PATH/IN/IT.safetensors")
+    if len(parts) < 3 or not all(parts) or not address.endswith(".safetensors"):
+        raise ValueError(f"--weights {address} is no address of weights: write {HUB_FORM}")
+    owner, (repository, _, revision) = parts[0], parts[1].partition("@")
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(hf_hub_download(repo_id="/".join(parts[:2]), filename="/".join(parts[2:])))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{address} cannot be downloaded ({error}): download it by hand and name the file") from error
+        return Path(hf_hub_download(repo_id=f"{owner}/{repository}", filename="/".join(parts[2:]), revision=revision or None))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{address} cannot be downloaded ({reason}): check the address, or download the file and give its path") from error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Union
 
+import torch
 import tyro
 
 from token_methods.commands.export import Export
 from token_methods.commands.export_weights import ExportWeights
 from token_methods.commands.import_weights import ImportWeights
 from token_methods.commands.reconstruct import Reconstruct
+from token_methods.multiscene.plain_errors import PLAIN_ERRORS
 
 Command = Union[
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
@@ -18,12 +20,16 @@ Command = Union[
     Annotated[Export, tyro.conf.subcommand("export")],
     Annotated[ExportWeights, tyro.conf.subcommand("export-weights")],
 ]
+EXPECTED = (*PLAIN_ERRORS, ValueError, OSError, torch.cuda.OutOfMemoryError)
+"""What users and machines do wrong. Anything else is a fault of ours and shows where it happened."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one subcommand; what the user got wrong ends in one line, not in a traceback."""
+    """Run one subcommand; what the user got wrong ends in one sentence, not in a traceback."""
     command = tyro.cli(Command, args=arguments, prog="ns-tokens", description=__doc__)  # type: ignore[call-overload]
     try:
         command.main()
-    except (ValueError, RuntimeError, OSError) as error:
+    except EXPECTED as error:
         sys.exit(f"ns-tokens: {error}")
+    except KeyboardInterrupt:
+        sys.exit("ns-tokens: interrupted")

@@ -28,8 +28,8 @@ def structural_similarity(prediction: Float[Tensor, "n c height width"], target:
     size = SSIM_WINDOW_SIZE
     if min(prediction.shape[-2:]) < size:
         raise ValueError(f"SSIM needs images of at least {size} x {size} pixels, got {prediction.shape[-2]} x {prediction.shape[-1]}")
-    x, y = prediction.float(), target.float()
-    # The exact Gaussian: variances are small differences, and the rounded one of the training loss shows in the sixth digit.
+    # In float64 and with the exact Gaussian: variances are small differences, in which rounding shows in the sixth digit.
+    x, y = prediction.double(), target.double()
     window = torch.exp(-0.5 * ((torch.arange(size, dtype=torch.float64) - size // 2) / 1.5) ** 2)
     window = (window / window.sum()).to(x)
     moments = window_mean(torch.cat([x, y, x * x, y * y, x * y], dim=1), window, padding=0)
@@ -38,4 +38,4 @@ def structural_similarity(prediction: Float[Tensor, "n c height width"], target:
     variances = sample * (mean_xx - mean_x * mean_x + mean_yy - mean_y * mean_y)
     covariance = sample * (mean_xy - mean_x * mean_y)
     luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x * mean_x + mean_y * mean_y + SSIM_C1)
-    return (luminance * (2 * covariance + SSIM_C2) / (variances + SSIM_C2)).mean(dim=(1, 2, 3))
+    return (luminance * (2 * covariance + SSIM_C2) / (variances + SSIM_C2)).mean(dim=(1, 2, 3)).float()

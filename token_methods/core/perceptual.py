@@ -21,7 +21,6 @@ CACHE_FOLDER = Path("~/.cache/nerfstudio-tokens/lpips")
 """Where `lpips_vgg.safetensors` and `lpips_alex.safetensors` are looked for."""
 BACKBONE_FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 """torchvision's ImageNet weights."""
-BACKBONE_URL = "https://download.pytorch.org/models/"
 IMAGES_AT_ONCE = 8
 """Pairs compared at a time when no gradient is wanted; bounds the memory of long evaluations."""
 
@@ -64,8 +63,8 @@ def load_lpips(net: Backbone = "vgg", path: Path | None = None) -> Lpips:
     """
     from torchmetrics.functional.image.lpips import _LPIPS
 
-    network = _LPIPS(pretrained=True, net=net, pnet_rand=True)
     source, weights = _find_weights(net, path)
+    network = _LPIPS(pretrained=True, net=net, pnet_rand=True)
     keys = {f"features.{'.'.join(key.split('.')[-2:])}": f"net.{key}" for key in network.net.state_dict()}
     heads = {f"lin{index}.weight": f"lin{index}.model.1.weight" for index in range(5)}
     if any(key.startswith("lin") for key in weights):
@@ -85,11 +84,14 @@ def _find_weights(net: Backbone, path: Path | None) -> tuple[str, dict[str, Tens
         path = next((place for place in (cached, hub) if place.is_file()), None)
     if path is None:
         try:
-            torch.hub.download_url_to_file(BACKBONE_URL + name, _made(hub), hash_prefix=name.split("-")[-1].removesuffix(".pth"))
+            from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+            url = (VGG16_Weights if net == "vgg" else AlexNet_Weights).IMAGENET1K_V1.url
+            torch.hub.download_url_to_file(url, _made(hub), hash_prefix=name.split("-")[-1].removesuffix(".pth"))
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise LpipsUnavailable(
                 f"no weights for LPIPS ({net}): neither {cached} nor {hub} is there, "
-                f"and {BACKBONE_URL}{name} cannot be downloaded ({error})"
+                f"and torchvision cannot download {name} ({error})"
             ) from error
         path = hub
     path = Path(path).expanduser()

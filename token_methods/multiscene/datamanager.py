@@ -21,10 +21,11 @@ from token_methods.core.views import SceneBatch
 from token_methods.multiscene.datamanager_config import MultiSceneDataManagerConfig as MultiSceneDataManagerConfig
 from token_methods.multiscene.errors import SceneError
 from token_methods.multiscene.evaluation_index import IndexEntry, read_evaluation_index, scene_of_entry
+from token_methods.multiscene.plain_errors import SettingsError
 from token_methods.multiscene.processes import process_rank
 from token_methods.multiscene.sampling import Frames
 from token_methods.multiscene.scene_dataset import SceneDataset
-from token_methods.multiscene.scene_discovery import SceneSource, find_scenes
+from token_methods.multiscene.scene_discovery import SceneSource, dataparser_that_reads, find_scenes
 from token_methods.multiscene.scene_split import SceneSplit, decide_split
 from token_methods.multiscene.scenes import ParsedScenes, Scene
 from token_methods.multiscene.training_batches import Prefetcher, SampleLoader, SceneDraws
@@ -76,7 +77,7 @@ class MultiSceneDataManager(VanillaDataManager):
         else:
             config.data = config.dataparser.data
         self.exclude_batch_keys_from_device = ["image", "mask"]
-        self.sources: dict[str, SceneSource] = {s.name: s for s in find_scenes(Path(config.data), config.dataparser)}
+        self.sources: dict[str, SceneSource] = {source.name: source for source in self._find_scenes()}
         self.index_entries: list[IndexEntry] = (
             [] if config.evaluation_index is None else read_evaluation_index(config.evaluation_index, config.num_context_views)
         )
@@ -85,6 +86,7 @@ class MultiSceneDataManager(VanillaDataManager):
         self.parsed = ParsedScenes()
         self.view_loader = ViewLoader(config.image_height, config.image_width, config.crop_convention, ViewCache(self._budget()))
         self.prefetcher: Prefetcher | None = None
+        self._one_scene = config.scene is not None and test_mode != "val"
         self._open_first_scene()
         DataManager.__init__(self)
 
@@ -119,6 +121,14 @@ class MultiSceneDataManager(VanillaDataManager):
     def get_eval_rays_per_batch(self) -> int:
         return self.config.num_target_views * self.config.image_height * self.config.image_width
 
+    @cached_property  # which the viewer's scan of attributes leaves alone
+    def train_pixel_sampler(self) -> Any:  # type: ignore[override]
+        """Draws no rays, which nerfstudio's exporters of point clouds and meshes ask for."""
+        raise SettingsError(
+            "point clouds and meshes cannot be exported from a feed-forward method, which has no rays to sample: "
+            "export its Gaussians with `ns-export gaussian-splat` or `ns-tokens export`"
+        )
+
     def next_train(self, step: int) -> Any:
         raise NotImplementedError("a multi-scene data manager gives batches of scenes: call next_train_batch(step)")
 
@@ -130,9 +140,13 @@ class MultiSceneDataManager(VanillaDataManager):
     def evaluation_windows(self) -> Sequence[EvaluationWindow]:
         """What `config.evaluate` names; by default held-out scenes if there are any, else held-out frames.
 
+        A command on a trained run that names a scene gets the windows of that scene alone.
+
         Raises:
             SceneError: nothing is held out, or a scene cannot be read.
         """
+        if self._one_scene:
+            return self._windows_of(self.current)
         wanted = self.config.evaluate or ("held-out-scenes" if self.split.evaluation else "held-out-frames")
         windows = self._held_out_scenes if wanted == "held-out-scenes" else self._held_out_frames
         if not windows:
@@ -244,7 +258,7 @@ class MultiSceneDataManager(VanillaDataManager):
         if not Path(text).exists():
             shown = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
             raise SceneError(f"there is no scene {text!r} in the data, and no such folder; there are {shown}")
-        source = find_scenes(Path(text), self.config.dataparser)[0]
+        source = find_scenes(Path(text), dataparser_that_reads(Path(text), self.config.dataparser))[0]
         known = self.sources.get(source.name)
         if known is not None and known.path.resolve() != source.path.resolve():
             source = SceneSource(source.path.resolve().as_posix(), source.path, source.dataparser)
@@ -261,6 +275,15 @@ class MultiSceneDataManager(VanillaDataManager):
         return spread_context(scene, seen, self.config.num_context_views)
 
     # What is trained on and what is held out.
+
+    def _find_scenes(self) -> list[SceneSource]:
+        assert self.config.data is not None
+        try:
+            return find_scenes(Path(self.config.data), self.config.dataparser)
+        except SceneError as error:
+            if self.test_mode == "val":
+                raise
+            raise SceneError(f'{error}; other data for this run can be named with NERFSTUDIO_TOKENS="--data FOLDER"') from error
 
     def _split(self) -> SceneSplit:
         config, names = self.config, list(self.sources)
@@ -290,6 +313,16 @@ class MultiSceneDataManager(VanillaDataManager):
         if not windows:
             raise SceneError(f"{config.evaluation_index} names none of the held-out scenes ({', '.join(names) or 'none'})")
         return windows
+
+    def _windows_of(self, scene: Scene) -> list[EvaluationWindow]:
+        """How one scene is measured, whether it was held out or not."""
+        config = self.config
+        indexed = indexed_windows(self.index_entries, [scene.name], lambda _: scene.num_frames)
+        if indexed:
+            return indexed
+        if scene.name in self.split.train and self.held_out_interval:
+            return held_out_frame_windows(scene, self.held_out_interval, config.num_context_views)
+        return [drawn_window(scene, config.evaluation_sampler, config.num_context_views, config.num_target_views, config.seed)]
 
     @cached_property
     def _held_out_frames(self) -> list[EvaluationWindow]:

@@ -76,7 +76,8 @@ class MultiSceneDataManagerConfig(VanillaDataManagerConfig):
     cache_gigabytes: float | None = None
     """Memory for prepared images per process; by default a quarter of what is free at the start, over all processes."""
     scene: str | None = None
-    """The scene that viewer, renderer and exporter show: its name, its number or its folder. By default the first held-out one."""
+    """The scene that viewer, renderer and exporter show and ns-eval measures: its name, its number or its folder.
+    By default the first held-out one is shown, and all are measured."""
     seed: int = 42
     """Of the split and of all draws."""
 

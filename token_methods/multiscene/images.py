@@ -65,13 +65,23 @@ def split_archive_path(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def _decode(path: Path) -> Image.Image:
+def check_image_header(path: Path) -> None:
+    """Look at an image file without decoding it.
+
+    Raises:
+        ImageError: it is missing, is no image or is absurdly large.
+    """
+    _decode(path, header_only=True)
+
+
+def _decode(path: Path, header_only: bool = False) -> Image.Image:
     try:
         picture = Image.open(_open(path))
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ImageError(f"{path} claims {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down or remove it")
-        picture.load()
+        if not header_only:
+            picture.load()
         return picture
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} claims more pixels than any photograph has ({error}); scale it down or remove it") from error

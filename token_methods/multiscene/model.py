@@ -10,12 +10,14 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.models.splatfacto import SplatfactoModel
 from torch import Tensor
@@ -24,12 +26,20 @@ from tyro.conf import Suppress
 
 from token_methods.core.cameras import Similarity
 from token_methods.core.views import SceneBatch, Views
+from token_methods.core.weights import WeightsError, compare_keys
 from token_methods.multiscene.camera_views import views_from_cameras
+from token_methods.multiscene.network_files import read_network
+from token_methods.multiscene.plain_errors import SettingsError
 from token_methods.rendering.gaussians3d import Gaussians3D
 from token_methods.rendering.rasterize import RenderedViews
 from token_methods.rendering.splat_files import SH_C0
 
 Progress = Callable[[int, float], None]
+NO_RAYS = (
+    "a feed-forward method renders whole pictures, not single rays, and gives no normals: point clouds, meshes and --render-nearest-camera "
+    "cannot be made with it; export its Gaussians with `ns-export gaussian-splat` or `ns-tokens export`"
+)
+"""Where nerfstudio asks for rays."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,9 @@ class TrainingOutputs:
     metrics: dict[str, Tensor]
     """Scalars to be logged; those of `health` among them."""
     health: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars that fall to zero when training collapses."""
+    """Scalars that fall to zero when training collapses (see guard.py)."""
+    scenes: tuple[str, ...] = ()
+    """Names of the scenes in the batch."""
 
 
 @dataclass
@@ -63,18 +75,33 @@ class FeedForwardModelConfig(ModelConfig):
     """What every feed-forward method shares."""
 
     enable_collider: Suppress[bool] = False
-    collider_params: Suppress[Optional[dict[str, float]]] = None
+    collider_params: Suppress[dict[str, float] | None] = None
     loss_coefficients: Suppress[dict[str, float]] = field(default_factory=dict)
     eval_num_rays_per_chunk: Suppress[int] = 4096
-    prompt: Suppress[Optional[str]] = None
+    prompt: Suppress[str | None] = None
     tuning_steps: int = 0
     """Test-time tuning steps on the context views of a scene before it is evaluated or shown; 0 turns tuning off."""
     tuning_learning_rate: float = 1e-2
     """Learning rate of test-time tuning."""
 
+    def check_weights(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """Network weights under published names that fit this architecture key by key, for `ns-tokens import`.
+
+        Raises:
+            WeightsError: they do not fit, or the method has no weights to import.
+        """
+        raise WeightsError(f"{self._target.__name__} has no published weights to import; train it with ns-train")
+
+    def accepts(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether `check_weights` would take the keys and shapes of these weights."""
+        return False
+
 
 class FeedForwardModel(Model):
-    """A method whose networks turn a few views of any scene into a representation that can be rendered."""
+    """A method whose networks turn a few views of any scene into a representation that can be rendered.
+
+    What is trained is the module `network`, which `populate_modules` sets: weights files hold its keys.
+    """
 
     config: FeedForwardModelConfig
     scene: SceneInHand | None
@@ -105,15 +132,32 @@ class FeedForwardModel(Model):
         """Tokens fitted to the context views of one scene, weights fixed. Methods that cannot, refuse."""
         raise ValueError(f"{type(self).__name__} has no test-time tuning: set tuning steps to 0")
 
+    def load_initial_weights(self, path: Path) -> None:
+        """Start from the network of another run, which must fit key by key; methods with rules for related networks say their own.
+
+        Raises:
+            WeightsError: it does not fit, or there is none.
+            CheckpointError: a checkpoint that cannot be read.
+        """
+        weights, network = read_network(path), self.get_submodule("network")
+        compare_keys(weights, network.state_dict(), str(path))
+        network.load_state_dict(weights)
+
     # What the house does with it.
 
     def populate_modules(self) -> None:
         self.scene = None
 
     def forward(self, batch: SceneBatch) -> TrainingOutputs:  # type: ignore[override]
-        """One training batch, in the dataset frame; goes through the data-parallel wrapper."""
+        """One training batch, in the dataset frame; goes through the data-parallel wrapper.
+
+        Raises:
+            SettingsError: nerfstudio asks for rays, as its exporters of point clouds and meshes do.
+        """
+        if not isinstance(batch, SceneBatch):
+            raise SettingsError(NO_RAYS)
         normalised, _ = self.normalise(batch)
-        return self.training_outputs(normalised)
+        return dataclasses.replace(self.training_outputs(normalised), scenes=batch.names)
 
     def reconstruct(
         self, batch: SceneBatch, tuning_steps: int | None = None, learning_rate: float | None = None, progress: Progress | None = None
@@ -136,10 +180,15 @@ class FeedForwardModel(Model):
         return dataclasses.replace(rendered, depths=rendered.depths / scene.frame.scale[:, None, None, None, None])
 
     def get_outputs(self, camera: Cameras) -> dict[str, Tensor]:  # type: ignore[override]
+        if not isinstance(camera, Cameras):
+            raise SettingsError(NO_RAYS)
         return self.get_outputs_for_camera(camera)
 
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: Any) -> dict[str, Tensor]:
+        raise SettingsError(NO_RAYS)
+
     @torch.no_grad()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """One camera's picture of the scene in hand: rgb, depth, accumulation, each [height, width, channels]."""
         scene = self.scene
         if scene is None:
@@ -147,7 +196,8 @@ class FeedForwardModel(Model):
         rendered = self.render_scene(self.cropped(scene, obb_box), views_from_cameras(camera.to(self.device)))
         return {
             "rgb": rendered.images[0, 0].permute(1, 2, 0).clamp(0, 1),
-            "depth": rendered.depths[0, 0].permute(1, 2, 0),
+            # Where nothing is, nothing hides what a viewer draws: as far away as the farthest.
+            "depth": torch.where(rendered.alphas > 0, rendered.depths, rendered.depths.max())[0, 0].permute(1, 2, 0),
             "accumulation": rendered.alphas[0, 0].permute(1, 2, 0),
         }
 
@@ -169,7 +219,7 @@ class FeedForwardModel(Model):
     def get_training_callbacks(self, training_callback_attributes: Any) -> list[Any]:
         return []
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         return torch.nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
 
 
@@ -186,7 +236,7 @@ class GaussianSceneModelConfig(FeedForwardModelConfig):
     sh_degree: Suppress[int] = 0
 
 
-class GaussianSceneModel(FeedForwardModel, SplatfactoModel):
+class GaussianSceneModel(FeedForwardModel, SplatfactoModel):  # type: ignore[misc]
     """A feed-forward model whose scene in hand is Gaussians3D, with the faces that viewer and `ns-export` ask of splats."""
 
     config: GaussianSceneModelConfig  # type: ignore[assignment]
@@ -210,11 +260,12 @@ class GaussianSceneModel(FeedForwardModel, SplatfactoModel):
         return dataclasses.replace(scene, representation=gaussians.keep(inside))
 
     @torch.no_grad()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         outputs = super().get_outputs_for_camera(camera, obb_box)
         behind = outputs["rgb"].new_tensor(self.config.background_color)
-        wanted = self.background_color.to(behind)
-        # The viewer asks for its own background; what was composited in training is taken away and its colour put there.
+        # A viewer has a background of its own, and so has a camera path with a crop box: what was composited is taken away.
+        override = renderers.BACKGROUND_COLOR_OVERRIDE
+        wanted = (self.background_color if override is None else override).to(behind)
         outputs["rgb"] = (outputs["rgb"] + (1 - outputs["accumulation"]) * (wanted - behind)).clamp(0, 1)
         return outputs
 

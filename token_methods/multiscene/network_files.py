@@ -7,10 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from token_methods.core.weights import WeightsError, read_safetensors
-from token_methods.multiscene.checkpoints import newest_readable, read_checkpoint
+from token_methods.multiscene.checkpoints import checkpoint_folder, newest_readable, read_checkpoint
 
 NETWORK_PREFIX = "_model.network."
 """Where the network's keys begin in a checkpoint of nerfstudio."""
+ACCEPTED = "name a run's folder, one of its checkpoints, or a .safetensors file"
 
 
 def read_network(path: Path) -> dict[str, Tensor]:
@@ -21,13 +22,17 @@ def read_network(path: Path) -> dict[str, Tensor]:
         CheckpointError: a checkpoint that cannot be read.
     """
     path = Path(path).expanduser()
-    if path.is_file() and path.suffix != ".ckpt":
-        return read_safetensors(path)
+    if path.name == "config.yml":
+        path = path.parent
+    if not path.exists():
+        raise WeightsError(f"there are no weights at {path}: {ACCEPTED}")
     if path.is_dir():
-        path, state = newest_readable(path if path.name == "nerfstudio_models" else path / "nerfstudio_models")
-    else:
+        path, state = newest_readable(checkpoint_folder(path))
+    elif path.suffix == ".ckpt":
         state = read_checkpoint(path)
+    else:
+        return read_safetensors(path)
     weights = {key.removeprefix(NETWORK_PREFIX): value for key, value in state["pipeline"].items() if key.startswith(NETWORK_PREFIX)}
     if not weights:
-        raise WeightsError(f"{path} holds no network of nerfstudio-tokens: name a run's folder, its checkpoint or a .safetensors file")
+        raise WeightsError(f"{path} holds no network of nerfstudio-tokens: {ACCEPTED}")
     return weights

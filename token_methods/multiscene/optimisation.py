@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional, Type
+from typing import Any
 
 import torch
 from nerfstudio.engine.optimizers import OptimizerConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from tyro.conf import Suppress
 
 from token_methods.core.schedules import OneCycle
 
@@ -18,11 +19,12 @@ from token_methods.core.schedules import OneCycle
 class AdamWOptimizerConfig(OptimizerConfig):
     """AdamW, fused where the device can."""
 
-    _target: Type = torch.optim.AdamW
+    _target: type = torch.optim.AdamW
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the moment estimates; a schedule that cycles the first one overrides it."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
+    max_norm: Suppress[float | None] = None  # clipping is over all parameters: see the trainer's max_gradient_norm
 
     def setup(self, params: Any) -> Optimizer:
         return torch.optim.AdamW(params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True)
@@ -32,8 +34,8 @@ class AdamWOptimizerConfig(OptimizerConfig):
 class OneCycleSchedulerConfig(SchedulerConfig):
     """One cosine rise and one cosine fall, with the first beta cycling the other way (Smith and Topin 2018)."""
 
-    _target: Type = field(default_factory=lambda: OneCycleScheduler)
-    total_steps: Optional[int] = None
+    _target: type = field(default_factory=lambda: OneCycleScheduler)
+    total_steps: int | None = None
     """Length of the cycle; by default the whole training."""
     warmup_steps: int = 2000
     """Steps of the rise; at most 99 % of the cycle."""

@@ -4,72 +4,158 @@ nerfstudio's commands know a run by its `config.yml` and have no flag for the sc
 
     NERFSTUDIO_TOKENS="--scene family --tuning-steps 50" ns-render interpolate --load-config RUN/config.yml
 
-serves all of them alike; `NERFSTUDIO_TOKENS=--help ns-eval ...` prints what can be said.
+serves ns-eval, ns-viewer, ns-render and ns-export alike, and `NERFSTUDIO_TOKENS=--help ns-eval ...` prints what can be said.
+`ns-tokens` has flags for the same things; they come before what the variable says.
 """
 
 from __future__ import annotations
 
+import argparse
+import copy
+import dataclasses
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, NoReturn
+
+from token_methods.multiscene.plain_errors import SettingsError
 
 VARIABLE = "NERFSTUDIO_TOKENS"
+DESCRIPTION = f"""\
+What an ns-* command on a run of nerfstudio-tokens looks at, beyond what its own flags can say:
+
+    {VARIABLE}="--scene family --tuning-steps 50" ns-render interpolate --load-config RUN/config.yml
+"""
+
+
+def _option(metavar: str | None, text: str) -> Any:
+    return field(default=None, metadata={"metavar": metavar, "help": text})
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a command may be told about the scene that it looks at."""
+    """What a command may be told about the scene that it looks at; None leaves the run's own setting.
 
-    scene: Optional[str] = None
-    """Name or number of a scene of the run's data, or the path of any folder that the run's dataparser reads."""
-    data: Optional[Path] = None
-    """Other data to evaluate on, in the place of the run's own: a scene or a folder of scenes."""
-    evaluation_index: Optional[Path] = None
-    """JSON of context and target frames per scene (pixelSplat's form) for ns-eval."""
-    evaluate: Optional[str] = None
-    """"held-out-scenes" or "held-out-frames" (new views of the training scenes)."""
-    context_views: Optional[int] = None
-    """Number of context views."""
-    tuning_steps: Optional[int] = None
-    """Test-time tuning steps per scene; 0 turns tuning off."""
-    tuning_learning_rate: Optional[float] = None
-    """Learning rate of test-time tuning."""
-    lpips_weights: Optional[Path] = None
-    """LPIPS weights (safetensors), when they are not in a cache folder."""
+    Raises:
+        ValueError: a value that makes no sense, by the name of its option.
+    """
+
+    scene: str | None = _option("SCENE", "a scene of the run's data by its name or number, or the folder of any other scene")
+    data: Path | None = _option("PATH", "a scene or a folder of scenes to look at in the place of the run's own data")
+    dataparser: str | None = _option(
+        "NAME", "what reads --data, as ns-train names it; by default the run's own dataparser, else nerfstudio-data, colmap or blender-data"
+    )
+    evaluation_index: Path | None = _option("JSON", "context and target frames of each scene, for ns-eval (pixelSplat's form)")
+    evaluate: Literal["held-out-scenes", "held-out-frames"] | None = _option(
+        None, "what ns-eval measures: scenes that were not trained on, or new views of those that were"
+    )
+    context_views: int | None = _option("N", "number of views that the network looks at")
+    tuning_steps: int | None = _option("N", "test-time tuning steps on the context views; 0 turns tuning off")
+    tuning_learning_rate: float | None = _option("RATE", "learning rate of test-time tuning")
+    lpips_weights: Path | None = _option("FILE", "LPIPS weights (.safetensors), where they are in no cache folder")
+
+    def __post_init__(self) -> None:
+        for name, least in (("context_views", 1), ("tuning_steps", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{_flag(name)} must be {least} or more, not {value}")
+        if self.tuning_learning_rate is not None and not self.tuning_learning_rate > 0:
+            raise ValueError(f"--tuning-learning-rate must be above 0, not {self.tuning_learning_rate}")
+        for name in ("data", "evaluation_index", "lpips_weights"):
+            path = getattr(self, name)
+            if path is not None and not path.expanduser().exists():
+                raise ValueError(f"{_flag(name)} {path} does not exist")
+        if self.dataparser is not None and self.data is None:
+            raise ValueError("--dataparser says what reads --data: name both")
+
+    def before(self, others: RunOptions) -> RunOptions:
+        """These options, and `others` where nothing is said here."""
+        return dataclasses.replace(others, **{name: value for name, value in vars(self).items() if value is not None})
 
     def apply(self, pipeline: Any) -> None:
-        """Put what is said here in the place of a pipeline configuration's own settings."""
-        data, model = pipeline.datamanager, pipeline.model
+        """Put what is said here in the place of a pipeline configuration's own settings.
+
+        Raises:
+            SettingsError: there is no such dataparser.
+            SceneError: none reads the data.
+        """
+        data = pipeline.datamanager
         if self.data is not None:
-            data.data = self.data
-            data.train_scenes = data.eval_scenes = data.scene_split = None
+            data.data = self.data.expanduser()
+            data.dataparser = self._dataparser(data.data, data.dataparser)
+            # What the run says of its own scenes does not hold for others: all of them are new.
+            data.scene = data.train_scenes = data.eval_scenes = data.scene_split = data.evaluation_index = data.evaluate = None
             data.eval_scene_fraction = 1.0
-        targets = {
-            "scene": data,
-            "evaluation_index": data,
-            "evaluate": data,
-            "tuning_steps": model,
-            "tuning_learning_rate": model,
-            "lpips_weights": pipeline,
-        }
-        for name, target in targets.items():
-            if getattr(self, name) is not None:
-                setattr(target, name, getattr(self, name))
-        if self.context_views is not None:
-            data.num_context_views = self.context_views
+        settings = (
+            (data, "scene", self.scene),
+            (data, "evaluation_index", self.evaluation_index),
+            (data, "evaluate", self.evaluate),
+            (data, "num_context_views", self.context_views),
+            (pipeline.model, "tuning_steps", self.tuning_steps),
+            (pipeline.model, "tuning_learning_rate", self.tuning_learning_rate),
+            (pipeline, "lpips_weights", self.lpips_weights),
+        )
+        for config, name, value in settings:
+            if value is not None:
+                setattr(config, name, value)
+
+    def _dataparser(self, data: Path, own: Any) -> Any:
+        from nerfstudio.configs.dataparser_configs import all_dataparsers
+
+        from token_methods.multiscene.scene_discovery import dataparser_that_reads
+
+        if self.dataparser is None:
+            return dataparser_that_reads(data, own)
+        if self.dataparser not in all_dataparsers:
+            raise SettingsError(f"--dataparser {self.dataparser} is not one of {', '.join(sorted(all_dataparsers))}")
+        named = all_dataparsers[self.dataparser]
+        return own if type(own) is type(named) else copy.deepcopy(named)
+
+
+_given: ContextVar[RunOptions] = ContextVar("given", default=RunOptions())
+
+
+@contextmanager
+def given(options: RunOptions) -> Iterator[None]:
+    """Within this context `options` come before what the environment says: a command's own flags are nearer to the user."""
+    token = _given.set(options)
+    try:
+        yield
+    finally:
+        _given.reset(token)
 
 
 def run_options() -> RunOptions:
-    """The options that the environment gives; wrong ones end the command with tyro's own explanation."""
+    """The options of this call. What cannot be understood in the environment ends the command with one sentence."""
     text = os.environ.get(VARIABLE, "").strip()
-    if not text:
-        return RunOptions()
-    import tyro
-
     try:
-        return tyro.cli(RunOptions, args=shlex.split(text), prog=f"{VARIABLE}=", description=__doc__)
+        return _given.get().before(_parse(shlex.split(text)))
     except ValueError as error:
-        sys.exit(f"{VARIABLE}={text!r} cannot be read: {error}")
+        sys.exit(f'{VARIABLE}="{text}": {error}. {VARIABLE}=--help lists what can be said.')
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parse(arguments: list[str]) -> RunOptions:
+    parser = _Parser(
+        prog=VARIABLE, usage=argparse.SUPPRESS, description=DESCRIPTION, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = typing.get_type_hints(RunOptions)
+    for option in dataclasses.fields(RunOptions):
+        kind = next(part for part in typing.get_args(kinds[option.name]) if part is not type(None))
+        choices = typing.get_args(kind) or None
+        parser.add_argument(_flag(option.name), type=str if choices else kind, choices=choices, **option.metadata)
+    return RunOptions(**vars(parser.parse_args(arguments)))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -61,6 +61,35 @@ def find_scenes(data: Path, dataparser: DataParserConfig) -> list[SceneSource]:
     return sources
 
 
+def dataparser_that_reads(data: Path, preferred: DataParserConfig) -> DataParserConfig:
+    """The dataparser for data that a run was not trained on: its own if that reads them, else the one whose files are there.
+
+    A dataparser that would make what is missing (`scene_folders()`) reads only what is there.
+
+    Raises:
+        SceneError: none of them finds a scene.
+    """
+    if not data.exists():
+        raise SceneError(f"--data {data} does not exist")
+    for candidate in (preferred, *_KNOWN_BY_THEIR_FILES):
+        try:
+            first = find_scenes(data, candidate)[0]
+        except SceneError:
+            continue
+        if first.path.exists() and (marker_files(candidate) or is_scene(first.path, candidate)):
+            return candidate
+    wanted = " or ".join(marker for candidate in _KNOWN_BY_THEIR_FILES for marker in marker_files(candidate) if not marker.endswith(".txt"))
+    raise SceneError(f"no scene found in {data} or the folders in it: photographs with poses have {wanted} beside them; check --data")
+
+
+_KNOWN_BY_THEIR_FILES: tuple[DataParserConfig, ...] = (
+    NerfstudioDataParserConfig(),
+    ColmapDataParserConfig(downscale_factor=1),  # else it asks the user about large photographs
+    ColmapDataParserConfig(colmap_path=Path("sparse/0"), downscale_factor=1),
+    BlenderDataParserConfig(),
+)
+
+
 def with_data(dataparser: DataParserConfig, data: Path) -> DataParserConfig:
     """A copy of the configuration that looks at `data`."""
     dataparser = copy.deepcopy(dataparser)

@@ -12,15 +12,17 @@ import torch
 from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from token_methods.core.cameras import Similarity, opencv_from_opengl
 from token_methods.core.crops import CropAndResize, CropConvention
 from token_methods.multiscene.errors import SceneError
+from token_methods.multiscene.images import check_image_header
 from token_methods.multiscene.scene_discovery import SceneSource, marker_files, with_data
 from token_methods.multiscene.sparse_points import median_depths, points_beside_transforms
-from token_methods.multiscene.transforms_file import read_transforms
+from token_methods.multiscene.transforms_file import check_intrinsics, read_transforms
 from token_methods.multiscene.undistortion import Pinhole, pinhole_cameras
 
 KEPT_SCENES = 1024
@@ -113,7 +115,7 @@ def parse_scene(source: SceneSource) -> Scene:
     config = with_data(source.dataparser, source.path)
     if meta is not None and hasattr(config, "load_3D_points"):
         config.load_3D_points = False
-    parser, outputs = _parse_splits(source, config)
+    parser, outputs = _parse_splits(source, config, meta)
     if not outputs.image_filenames:
         raise SceneError(f"scene {source.path} has no images; check the folder and the dataparser's options")
     points = outputs.metadata.get("points3D_xyz")
@@ -169,21 +171,29 @@ def _look_at_files(source: SceneSource) -> dict[str, Any] | None:
     markers = marker_files(source.dataparser)
     if not source.path.exists() and not hasattr(source.dataparser, "scene_folders"):
         raise SceneError(f"scene {source.path} does not exist (any more); restore it or take it out of --data")
-    if source.path.suffix == ".json":
-        return read_transforms(source.path)
-    if markers == ("transforms.json",):
-        return read_transforms(source.path / "transforms.json")
+    if source.path.suffix == ".json" or markers == ("transforms.json",):
+        path = source.path if source.path.suffix == ".json" else source.path / "transforms.json"
+        meta = read_transforms(path)
+        if isinstance(source.dataparser, NerfstudioDataParserConfig):
+            check_intrinsics(path, meta)
+        return meta
     if markers == ("transforms_train.json",):
         read_transforms(source.path / "transforms_train.json")
     return None
 
 
-def _parse_splits(source: SceneSource, config: DataParserConfig) -> tuple[DataParser, DataparserOutputs]:
+def _parse_splits(source: SceneSource, config: DataParserConfig, meta: dict[str, Any] | None) -> tuple[DataParser, DataparserOutputs]:
     with CONSOLE.capture():  # nerfstudio's dataparsers log several lines per scene
         try:
             parser = config.setup()
             first: DataparserOutputs = parser.get_dataparser_outputs("train")
+        except ZeroDivisionError as error:  # nerfstudio divides by the largest distance of a camera from the centre
+            raise SceneError(
+                f"all cameras of scene {source.path} stand in one place (has it just 1 image?), so the dataparser cannot scale them; "
+                "give more images, or switch off its auto-scale-poses"
+            ) from error
         except (Exception, SystemExit) as error:
+            _check_image_headers(source, meta)
             reason = f"{type(error).__name__}: {error}".replace("\n", " ")
             raise SceneError(f"{type(config).__name__} cannot parse {source.path} ({reason}); check its files and options") from error
         first = dataclasses.replace(first, dataparser_transform=torch.as_tensor(first.dataparser_transform))
@@ -199,6 +209,18 @@ def _parse_splits(source: SceneSource, config: DataParserConfig) -> tuple[DataPa
             if same_scale and torch.allclose(torch.as_tensor(other.dataparser_transform), first.dataparser_transform, rtol=1e-5, atol=1e-6):
                 parts.append(other)
     return parser, _join(parts)
+
+
+def _check_image_headers(source: SceneSource, meta: dict[str, Any] | None) -> None:
+    """Name the image that a dataparser may have stumbled over.
+
+    Raises:
+        ImageError: the first that cannot be used.
+    """
+    folder = source.path if source.path.is_dir() else source.path.parent
+    for frame in (meta or {}).get("frames", []):
+        if Path(frame["file_path"]).suffix:  # Blender's form leaves it out
+            check_image_header(folder / frame["file_path"])
 
 
 def _join(parts: list[DataparserOutputs]) -> DataparserOutputs:
@@ -243,8 +265,15 @@ def _check_poses(source: SceneSource, outputs: DataparserOutputs, camera_to_worl
     rotation = camera_to_world[:, :3, :3]
     finite = camera_to_world.isfinite().flatten(1).all(dim=1)
     rigid = (rotation @ rotation.transpose(1, 2) - torch.eye(3)).abs().amax(dim=(1, 2)) < 1e-2
-    wrong: Int[Tensor, " k"] = (~(finite & rigid)).nonzero().flatten()
+    right_handed = torch.linalg.det(rotation.nan_to_num(0)) > 0
+    wrong: Int[Tensor, " k"] = (~(finite & rigid & right_handed)).nonzero().flatten()
     if len(wrong):
-        path = outputs.image_filenames[int(wrong[0])]
-        what = "is not finite (NaN or infinite)" if not bool(finite[wrong[0]]) else "is no rotation and translation"
+        first = int(wrong[0])
+        path = outputs.image_filenames[first]
+        if not bool(finite[first]):
+            what = "is not finite (NaN or infinite)"
+        elif not bool(rigid[first]):
+            what = "is no rotation and translation"
+        else:  # nerfstudio 1.1.5 negates two poses where its principal axes point the wrong way
+            what = "mirrors the world (left-handed axes; orientation_method pca makes such poses: choose another)"
         raise SceneError(f"the pose of {path} (scene {source.path}) {what}; remove the frame or compute its pose again")

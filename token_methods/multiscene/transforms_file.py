@@ -29,6 +29,26 @@ def read_transforms(path: Path) -> dict[str, Any]:
     return meta
 
 
+INTRINSICS = {"fl_x": "focal length", "fl_y": "focal length", "cx": "principal point", "cy": "principal point", "w": "width", "h": "height"}
+"""Keys of nerfstudio's form that a camera needs, for all frames at the top or in each of them; in pixels."""
+
+
+def check_intrinsics(path: Path, meta: dict[str, Any]) -> None:
+    """Refuse a nerfstudio `transforms.json` whose cameras are not complete.
+
+    Raises:
+        SceneError: an intrinsic parameter is missing, or no finite number, or not positive.
+    """
+    for key, meaning in INTRINSICS.items():
+        for number, holder in [(None, meta)] if key in meta else enumerate(meta["frames"]):
+            where = path if number is None else f"{path}: frames[{number}] ({holder['file_path']})"
+            if key not in holder:
+                raise SceneError(f"{where} lacks the key '{key}' ({meaning} in pixels); add it to the frame, or for all frames at the top")
+            value = holder[key]
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or (meaning != "principal point" and value <= 0):
+                raise SceneError(f"{where}: '{key}' ({meaning} in pixels) is {value!r}, which is no finite and positive number; correct it")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

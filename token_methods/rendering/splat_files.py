@@ -34,8 +34,21 @@ SPZ_SMALLEST_SCALE = 4.6e-5
 """spz stores the logarithm of a scale from -10 upwards."""
 
 
+SUFFIXES = (".ply", ".spz", ".splat")
+
+
 class SplatFileError(ValueError):
     """A splat file that cannot be read or written; the message says which, why, and what to do."""
+
+
+def check_splat_name(path: Path) -> None:
+    """Refuse a file name that `write_splats` would refuse, before the work is done.
+
+    Raises:
+        SplatFileError: unknown ending.
+    """
+    if path.suffix not in SUFFIXES:
+        raise SplatFileError(f"{path}: cannot write '{path.suffix}' files; name it {' or '.join(SUFFIXES)}")
 
 
 def write_splats(gaussians: Gaussians3D, path: Path, min_opacity: float = MIN_OPACITY) -> int:
@@ -52,13 +65,12 @@ def write_splats(gaussians: Gaussians3D, path: Path, min_opacity: float = MIN_OP
         SplatFileError: unknown ending, nothing left to write, or a folder that cannot be written.
     """
     path = Path(path)
+    check_splat_name(path)
     writers: dict[str, Callable[[Float32[np.ndarray, "n 14"], Path], None]] = {
         ".ply": _write_ply,
         ".spz": _write_spz,
         ".splat": _write_splat,
     }
-    if path.suffix not in writers:
-        raise SplatFileError(f"{path}: cannot write '{path.suffix}' files; name it {' or '.join(writers)}")
     gaussians = gaussians.detach().to("cpu").map(lambda value: value.float())
     gaussians = gaussians.keep(gaussians.finite()[0] & (gaussians.opacities[0] >= min_opacity))
     if gaussians.num_gaussians == 0:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional, Type
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,30 +14,34 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.nn import Parameter
 
-from token_methods.core.cameras import Similarity, first_camera_frame, mean_camera_frame, normalise_batch
+from token_methods.core.cameras import Similarity, normalise_batch
 from token_methods.core.views import SceneBatch, Views
-from token_methods.multiscene.network_files import read_network
+from token_methods.multiscene.guard import gaussian_vital_signs
 from token_methods.multiscene.model import GaussianSceneModel, GaussianSceneModelConfig, Progress, TrainingOutputs
+from token_methods.multiscene.network_files import read_network
 from token_methods.rendering.gaussians3d import Gaussians3D
 from token_methods.tokengs.config import LossWeights, TokenGSArchitecture
 from token_methods.tokengs.losses import chunked_losses, tokengs_losses
+from token_methods.tokengs.normalisation import CameraNormalisation, CameraScale, network_frame
 
-DEPTH_PER_BASELINE = 2.5
-"""Depth of a scene that has no sparse points, in multiples of the largest distance between its context cameras."""
+SHIPPED = Path("shipped")
+"""Stands for the weights that come with the package, as initial weights."""
+SHIPPED_FILE = Path(__file__).parent / "pretrained" / "tokengs-tiny.safetensors"
+"""tokengs-tiny, trained on procedural scenes only (docs/results/shipped_weights.md)."""
 
 
 @dataclass
 class TokenGSModelConfig(GaussianSceneModelConfig):
     """TokenGS: architecture, losses and the frame that the network works in."""
 
-    _target: Type = field(default_factory=lambda: TokenGSModel)
+    _target: type = field(default_factory=lambda: TokenGSModel)
     architecture: TokenGSArchitecture = field(default_factory=TokenGSArchitecture)
     """The network."""
     loss: LossWeights = field(default_factory=LossWeights)
     """Weights of the loss terms."""
-    camera_normalization_method: Literal["first_cam", "mean_cam"] = "first_cam"
+    camera_normalization_method: CameraNormalisation = "first_cam"
     """World of the network: the frame of the first context camera, or of the mean context camera."""
-    camera_scale_method: Literal["constant", "distance", "bound", "sparse_depth"] = "constant"
+    camera_scale_method: CameraScale = "constant"
     """What scene_scale stands for: a factor on the scene's own unit, the largest distance of a context camera from the first, the
     largest coordinate of a context camera, or the median depth of the scene's sparse points."""
     scene_scale: float = 0.15
@@ -48,7 +52,7 @@ class TokenGSModelConfig(GaussianSceneModelConfig):
     """What test-time tuning fits: the scene's Gaussian tokens, or (latent architecture) its latents."""
     render_chunk: Literal["batch", "scene", "view"] = "batch"
     """How much is rendered at a time in training: the gradients are the same, smaller chunks need less memory."""
-    lpips_weights: Optional[Path] = None
+    lpips_weights: Path | None = None
     """LPIPS weights for a loss with loss.lpips > 0; by default the cache folders are searched."""
 
     def check_weights(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -60,6 +64,13 @@ class TokenGSModelConfig(GaussianSceneModelConfig):
         from token_methods.tokengs.weights import check_weights
 
         return check_weights(weights, self.architecture, source)
+
+    def accepts(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether weights have exactly the keys and shapes of this architecture."""
+        from token_methods.core.weights import key_differences
+        from token_methods.tokengs.weights import network_part, published_tensors
+
+        return not key_differences(network_part(weights), published_tensors(self.architecture))
 
 
 @dataclass(frozen=True)
@@ -89,29 +100,9 @@ class TokenGSModel(GaussianSceneModel):
     # encode, decode; rendering is that of every Gaussian method.
 
     def normalise(self, batch: SceneBatch) -> tuple[SceneBatch, Similarity]:
-        poses = batch.context.camera_to_world
-        if poses is None:
-            raise ValueError("TokenGS needs context views with cameras")
-        frame = first_camera_frame(poses) if self.config.camera_normalization_method == "first_cam" else mean_camera_frame(poses)
-        scale = self.camera_scale(normalise_batch(batch, frame))
-        frame = Similarity(frame.rotation, frame.translation * scale[:, None], scale)
+        config = self.config
+        frame = network_frame(batch, config.camera_normalization_method, config.camera_scale_method, config.scene_scale)
         return normalise_batch(batch, frame), frame
-
-    def camera_scale(self, batch: SceneBatch) -> Float[Tensor, " batch"]:
-        """Factor on the lengths of a batch whose cameras are already in the frame of the first or mean camera."""
-        positions = batch.context.camera_to_world[..., :3, 3]  # type: ignore[index]
-        method, size = self.config.camera_scale_method, self.config.scene_scale
-        baseline = (positions - positions[:, :1]).norm(dim=-1).amax(dim=1).clamp(min=1e-6)
-        if method == "constant":
-            return size / (torch.ones_like(baseline) if batch.unit is None else batch.unit.to(baseline))
-        if method == "distance":
-            return size / baseline
-        if method == "bound":
-            return size / positions.abs().amax(dim=(1, 2)).clamp(min=1e-6)
-        depth = DEPTH_PER_BASELINE * baseline
-        if batch.sparse_depth is not None:
-            depth = torch.where(batch.sparse_depth > 0, batch.sparse_depth, depth)
-        return size / depth
 
     def encode(self, context: Views) -> SceneTokens:
         network = self.network
@@ -157,9 +148,7 @@ class TokenGSModel(GaussianSceneModel):
             views = 1 if chunk == "view" else None
             losses = chunked_losses(gaussians, target, self.render, weights, self._perceptual(), batch.has_mask, views_per_chunk=views)
         loss = losses.pop("loss")
-        health = {"opacity": gaussians.opacities.detach().mean()}
-        if "loss_visibility" in losses and weights.visibility_distance_threshold > 0:
-            health["in_view"] = 1 - losses["loss_visibility"].detach() / weights.visibility_distance_threshold
+        health = gaussian_vital_signs(gaussians, target, self.config.near_plane, self.config.far_plane)
         metrics = {name: value.detach() for name, value in losses.items()} | {f"gaussians/{name}": value for name, value in health.items()}
         return TrainingOutputs({"loss": loss}, metrics, health)
 
@@ -174,6 +163,8 @@ class TokenGSModel(GaussianSceneModel):
         return self._lpips[0]
 
     def load_initial_weights(self, path: Path) -> None:
+        if path == SHIPPED:
+            path = SHIPPED_FILE
         from token_methods.tokengs.weights import warm_start
 
         for note in warm_start(self.network, read_network(path), str(path)):

@@ -36,6 +36,20 @@ class KeysValues(NamedTuple):
     values: Float[Tensor, "batch heads n head_dim"]
 
 
+def network_inputs(context: Views) -> tuple[Float[Tensor, "batch views 3 height width"], Float[Tensor, "batch views 6 height width"]]:
+    """What the patch embeddings see, float32: images as ImageNet normalises them, and the Plücker rays of their pixels.
+
+    Raises:
+        ValueError: the views have no images or no cameras.
+    """
+    if context.images is None or context.camera_to_world is None:
+        raise ValueError("TokenGS needs context views with images and cameras")
+    with torch.autocast(context.device.type, enabled=False):
+        channels = zip(context.images.unbind(2), IMAGENET_MEAN, IMAGENET_STD, strict=True)
+        images = torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=2)
+        return images, plucker_rays(context)
+
+
 class QueryAttention(nn.Module):
     """Cross attention of tokens to keys and values that were computed (and normalised) once for all blocks."""
 
@@ -275,12 +289,7 @@ class TokenGSNetwork(nn.Module):
 
     def _patches(self, context: Views) -> Float[Tensor, "batch n dim"]:
         """Tokens of all patches of all views, view after view. A time embedding of each view would be added here."""
-        if context.images is None or context.camera_to_world is None:
-            raise ValueError("TokenGS needs context views with images and cameras")
-        with torch.autocast(context.device.type, enabled=False):
-            channels = zip(context.images.unbind(2), IMAGENET_MEAN, IMAGENET_STD, strict=True)
-            images = torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=2).flatten(0, 1)
-            rays = plucker_rays(context).flatten(0, 1)
+        images, rays = network_inputs(context)
         with self.precision():
-            patches = self.patch_embed(images) + self.patch_plucker_embed(rays)
+            patches = self.patch_embed(images.flatten(0, 1)) + self.patch_plucker_embed(rays.flatten(0, 1))
         return patches.unflatten(0, (context.batch_size, -1)).flatten(1, 2)

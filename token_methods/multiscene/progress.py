@@ -1,0 +1,23 @@
+"""Progress bars of work on a single scene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from token_methods.multiscene import model
+
+
+@contextmanager
+def tuning_progress(steps: int) -> Iterator[model.Progress | None]:
+    """What test-time tuning reports to: a bar with the loss; nothing where there are no steps."""
+    if steps <= 0:
+        yield None
+        return
+    columns = (TextColumn("Tuning on the context views"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    with Progress(*columns, TimeRemainingColumn(), console=CONSOLE, transient=True) as bar:
+        task = bar.add_task("", total=steps, loss=float("nan"))
+        yield lambda made, loss: bar.update(task, completed=made, loss=loss)
