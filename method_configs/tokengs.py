@@ -65,7 +65,9 @@ def _specification(method_name: str, preset: TokenGSPreset, description: str, pu
     return MethodSpecification(config=config, description=description)
 
 
-tokengs = _specification("tokengs", PRESETS["train_dl3dv_base"], "TokenGS, published base recipe: posed images to 3D Gaussians in one pass.")
+tokengs = _specification(
+    "tokengs", PRESETS["train_dl3dv_base"], "TokenGS, published base recipe: posed images to 3D Gaussians in one pass."
+)
 
 tokengs_2view = _specification("tokengs-2view", PRESETS["finetune_dl3dv_2view"], "TokenGS fine-tuned at 256x448 with 2 context views.")
 tokengs_4view = _specification("tokengs-4view", PRESETS["finetune_dl3dv_4view"], "TokenGS fine-tuned at 256x448 with 4 context views.")

@@ -49,14 +49,16 @@ class Demo:
         size = ["--image-height", 96, "--image-width", 96, "--frames-per-scene", 16]
         execute(*train, "procedural-data", "--num-scenes", self.scenes, "--seed", 7_000, *size)
         forward = evaluate(config, run / "forward.json", "--render-output-path", run / "pictures")
-        tuned = evaluate(config, run / "tuned.json", options=f"--tuning-steps {self.tuning_steps}")
-        execute("ns-export", "gaussian-splat", "--load-config", config, "--output-dir", run / "export")
-        execute("ns-render", "interpolate", "--load-config", config, "--output-path", run / "fly_through.mp4", "--pose-source", "train")
+        options = f"--tuning-steps {self.tuning_steps}"
+        tuned = evaluate(config, run / "tuned.json", options=options)
+        execute("ns-export", "gaussian-splat", "--load-config", config, "--output-dir", run / "export", options=options)
+        video = run / "fly_through.mp4"
+        execute("ns-render", "interpolate", "--load-config", config, "--output-path", video, "--pose-source", "train", options=options)
         print_table(forward, tuned, self.tuning_steps)
         print(f"Gaussians:  {run / 'export' / 'splat.ply'}")
-        print(f"video:      {run / 'fly_through.mp4'}")
+        print(f"video:      {video}")
         print(f"pictures:   {run / 'pictures'}")
-        print(f"look at it: ns-viewer --load-config {config}")
+        print(f"look at it: NERFSTUDIO_TOKENS='{options}' ns-viewer --load-config {config}")
         print(f"{time.perf_counter() - started:.0f} s in all")
 
 

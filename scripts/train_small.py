@@ -54,9 +54,18 @@ class TrainSmall:
         if not (mix / "split.json").is_file():
             self.mix_scenes(mix)
         self.note("scenes made", started)
-        first = self.train("small-images", mix, self.small_steps, ["--pipeline.datamanager.image-height", "128", "--pipeline.datamanager.image-width", "128"])
+        first = self.train(
+            "small-images",
+            mix,
+            self.small_steps,
+            ["--pipeline.datamanager.image-height", "128", "--pipeline.datamanager.image-width", "128"],
+        )
         self.note("first phase", started)
-        second_rates = [word for group in ("decayed", "undecayed") for word in (f"--optimizers.{group}.optimizer.lr", "2e-4", f"--optimizers.{group}.scheduler.warmup-steps", "50")]
+        second_rates = [
+            word
+            for group in ("decayed", "undecayed")
+            for word in (f"--optimizers.{group}.optimizer.lr", "2e-4", f"--optimizers.{group}.scheduler.warmup-steps", "50")
+        ]
         run = self.train("full-size", mix, self.steps, ["--pipeline.initial-weights", str(first), *second_rates])
         self.note("second phase", started)
         self.evaluate(run)
@@ -125,8 +134,16 @@ class TrainSmall:
             )
             name = f"{views} views, {steps} tuning steps" if views else "held-out frames"
             pipeline = load_run(run / "evaluation.yml", options)[1]
-            result = report[name] = pipeline.get_average_eval_image_metrics(output_path=self.output_dir / "pictures" / name.replace(" ", "_"))
-            columns = [result["psnr"], result["ssim"], result.get("lpips", float("nan")), result["nearest_context_psnr"], result["mean_colour_psnr"]]
+            result = report[name] = pipeline.get_average_eval_image_metrics(
+                output_path=self.output_dir / "pictures" / name.replace(" ", "_")
+            )
+            columns = [
+                result["psnr"],
+                result["ssim"],
+                result.get("lpips", float("nan")),
+                result["nearest_context_psnr"],
+                result["mean_colour_psnr"],
+            ]
             print(f"| {views or 'held-out frames'} | {steps} | " + " | ".join(f"{value:.3f}" for value in columns) + " |", flush=True)
             (self.output_dir / "report.json").write_text(json.dumps(report, indent=2))
 

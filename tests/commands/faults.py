@@ -83,7 +83,9 @@ FAULTS: dict[str, Fault] = {
     "no object": Fault(rewrite("[]"), ("transforms.json", "'frames'"), "must hold a JSON object"),
     "no frames key": Fault(edit(lambda meta: meta.pop("frames")), ("transforms.json", "'frames'"), "write it with ns-process-data"),
     "no images": Fault(edit(lambda meta: meta["frames"].clear()), ("transforms.json",), "'frames' is empty"),
-    "no file name": Fault(edit(lambda meta: meta["frames"][3].pop("file_path")), ("transforms.json", "frames[3]", "'file_path'"), "lacks the key"),
+    "no file name": Fault(
+        edit(lambda meta: meta["frames"][3].pop("file_path")), ("transforms.json", "frames[3]", "'file_path'"), "lacks the key"
+    ),
     "no pose": Fault(
         edit(lambda meta: meta["frames"][3].pop("transform_matrix")),
         ("transforms.json", "frames[3] (images/frame_003.png)", "'transform_matrix'"),
@@ -107,13 +109,19 @@ FAULTS: dict[str, Fault] = {
     "no principal point": Fault(edit(lambda meta: meta.pop("cx")), ("transforms.json", "'cx'"), "add"),
     "NaN in the focal length": Fault(edit(lambda meta: meta.update(fl_x=float("nan"))), ("transforms.json", "'fl_x'"), "finite"),
     "fewer images than views": Fault(edit(keep_one_frame), ("photos", "1 image"), "give more images"),
-    "image that is none": Fault(spoil_images(lambda path: path.write_text("no image") and None), ("images/frame_0",), "replace the file or remove its frame"),
+    "image that is none": Fault(
+        spoil_images(lambda path: path.write_text("no image") and None), ("images/frame_0",), "replace the file or remove its frame"
+    ),
     "truncated image": Fault(
-        spoil_images(lambda path: path.write_bytes(path.read_bytes()[:200]) and None), ("images/frame_0",), "copy it again or remove its frame"
+        spoil_images(lambda path: path.write_bytes(path.read_bytes()[:200]) and None),
+        ("images/frame_0",),
+        "copy it again or remove its frame",
     ),
     "empty image": Fault(spoil_images(lambda path: path.write_bytes(b"") and None), ("images/frame_0",), "remove its frame"),
     "oversized image": Fault(spoil_images(claim_huge_size), ("images/frame_0",), "scale it down or remove it"),
     "missing image": Fault(spoil_images(Path.unlink), ("images/frame_0",), "restore the file or remove its frame"),
     "other size than said": Fault(edit(lambda meta: meta.update(w=64, h=48)), ("images/frame_0",), "32 x 24"),
-    "no camera file": Fault(lambda scene: (scene / "transforms.json").unlink(), ("photos", "transforms.json"), "check --data", whole_folder=True),
+    "no camera file": Fault(
+        lambda scene: (scene / "transforms.json").unlink(), ("photos", "transforms.json"), "check --data", whole_folder=True
+    ),
 }

@@ -69,6 +69,6 @@ def test_tuning_is_part_of_what_is_measured(run: Path, photos: Path, tmp_path: P
 
 def test_nothing_to_measure_is_one_sentence(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NERFSTUDIO_TOKENS", "--evaluate held-out-frames")
-    with pytest.raises(SceneError, match="there are no held-out-frames to evaluate: set .*--held-out-frame-interval"):
+    with pytest.raises(SceneError, match=r"there are no held-out-frames to evaluate: set .*--held-out-frame-interval"):
         evaluated(run, tmp_path)
     assert not (tmp_path / "metrics.json").exists()

@@ -188,7 +188,9 @@ class Move:
 
     @property
     def similarity(self) -> Similarity:
-        return Similarity(torch.from_numpy(self.rotation)[None], torch.from_numpy(self.translation)[None], torch.tensor([self.scale]).double())
+        return Similarity(
+            torch.from_numpy(self.rotation)[None], torch.from_numpy(self.translation)[None], torch.tensor([self.scale]).double()
+        )
 
 
 def random_move(seed: int) -> Move:
@@ -200,7 +202,7 @@ def random_move(seed: int) -> Move:
 def run_with(run: Path, folder: Path, scale_method: str, **dataparser: Any) -> Path:
     """A copy of a run with other settings of the model's scale and of its dataparser."""
     shutil.copytree(run, folder)
-    config = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)  # noqa: S506
+    config = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)
     config.pipeline.model.camera_scale_method = scale_method
     for name, value in dataparser.items():
         setattr(config.pipeline.datamanager.dataparser, name, value)

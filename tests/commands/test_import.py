@@ -130,7 +130,9 @@ def test_weights_of_another_preset_name_the_one_that_fits(
     for preset in (other.method_name, "tokengs-6view"):
         said = refusal("import", "--preset", preset, "--weights", weights, "--output-dir", tmp_path / "imported")
         assert said.endswith(f"Import them with --preset {method}.") and "Nothing was loaded" in said
-    said = refusal("import", "--preset", method, "--weights", save({"a": torch.zeros(1)}, tmp_path / "a.safetensors"), "--output-dir", tmp_path)
+    said = refusal(
+        "import", "--preset", method, "--weights", save({"a": torch.zeros(1)}, tmp_path / "a.safetensors"), "--output-dir", tmp_path
+    )
     assert "--preset" not in said, "none fits"
 
 
@@ -187,7 +189,9 @@ def test_a_folder_that_cannot_be_written(method: str, weights: Path, tmp_path: P
     assert "cannot write checkpoint" in said and "--output-dir" in said
 
 
-@pytest.mark.parametrize("address", ["hf://owner", "hf://owner/repository", "hf://owner//file.safetensors", "hf://owner/repository/model.ckpt"])
+@pytest.mark.parametrize(
+    "address", ["hf://owner", "hf://owner/repository", "hf://owner//file.safetensors", "hf://owner/repository/model.ckpt"]
+)
 def test_a_malformed_address(method: str, tmp_path: Path, refusal: Command, address: str) -> None:
     said = refusal("import", "--preset", method, "--weights", address, "--output-dir", tmp_path / "imported")
     assert f"--weights {address} is no address of weights: write hf://OWNER/REPOSITORY[@REVISION]/PATH/IN/IT.safetensors" in said
@@ -219,7 +223,9 @@ def test_a_file_of_the_hub_is_taken_from_its_cache(
     (snapshot / "file.safetensors").write_bytes(weights.read_bytes())
     (repository / "refs").mkdir()
     (repository / "refs" / "v1").write_text(commit)
-    ns_tokens("import", "--preset", method, "--weights", "hf://owner/name@v1/folder/file.safetensors", "--output-dir", tmp_path / "imported")
+    ns_tokens(
+        "import", "--preset", method, "--weights", "hf://owner/name@v1/folder/file.safetensors", "--output-dir", tmp_path / "imported"
+    )
     assert (tmp_path / "imported" / "config.yml").is_file()
 
 

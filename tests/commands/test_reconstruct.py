@@ -109,6 +109,15 @@ def test_photographs_in_the_form_of_colmap(ns_tokens: Command, run: Path, photos
     assert read_splats(tmp_path / "colmap" / "scene.ply").num_gaussians == read_splats(tmp_path / "plain" / "scene.ply").num_gaussians
 
 
+def test_large_photographs_of_colmap_raise_no_question(ns_tokens: Command, run: Path, tmp_path: Path) -> None:
+    """nerfstudio would ask, unseen, whether to write smaller copies."""
+    write_colmap(
+        write_tiny_scene(tmp_path / "large", width=1700, height=20, num_frames=4, with_points=True), tmp_path / "photos", "sparse/0"
+    )
+    ns_tokens("reconstruct", "--load-config", run, "--data", tmp_path / "photos", "--output-dir", tmp_path / "out", "--seconds", 0.1)
+    assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == ["images", "sparse"]
+
+
 def write_colmap(photos: Path, folder: Path, layout: str) -> None:
     """The same scene as COLMAP's text files."""
     import json
@@ -196,7 +205,9 @@ def test_output_that_cannot_be_written(refusal: Command, run: Path, photos: Path
     assert f"--output-dir {tmp_path / 'file' / 'out'} cannot be made" in said and "name another folder" in said
 
 
-@pytest.mark.parametrize(("option", "value"), [("--seconds", "0"), ("--frames-per-second", "0"), ("--video-size", "1"), ("--context-views", "0")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seconds", "0"), ("--frames-per-second", "0"), ("--video-size", "1"), ("--context-views", "0")]
+)
 def test_numbers_that_make_no_sense(refusal: Command, run: Path, photos: Path, tmp_path: Path, option: str, value: str) -> None:
     said = refusal("reconstruct", "--load-config", run, "--data", photos, "--output-dir", tmp_path / "out", option, value)
     assert f"{option} must be " in said

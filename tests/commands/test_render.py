@@ -74,7 +74,9 @@ def test_interpolate(run: Path, wanted: FeedForwardPipeline, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("scene_by_environment")
 def test_interpolate_between_context_views(run: Path, wanted: FeedForwardPipeline, tmp_path: Path) -> None:
-    command = RenderInterpolated(load_config=run / "config.yml", output_path=tmp_path / "out.mp4", interpolation_steps=4, pose_source="train")
+    command = RenderInterpolated(
+        load_config=run / "config.yml", output_path=tmp_path / "out.mp4", interpolation_steps=4, pose_source="train"
+    )
     images = rendered_images(command)
     assert len(images) == 4
     assert np.abs(images[0] - picture(wanted, wanted.datamanager.train_dataset.cameras, 0)).max() <= 1
@@ -108,7 +110,9 @@ def test_a_crop_of_the_camera_path_cuts_and_has_its_own_background(run: Path, tm
     cameras = pipeline.datamanager.eval_dataset.cameras[:1]
     nothing = {"crop_center": [1e3, 0, 0], "crop_scale": [1, 1, 1], "crop_bg_color": {"r": 255, "g": 0, "b": 51}}
     path = camera_path_file(tmp_path, cameras, crop=nothing)
-    (image,) = rendered_images(RenderCameraPath(load_config=run / "config.yml", output_path=tmp_path / "crop.mp4", camera_path_filename=path))
+    (image,) = rendered_images(
+        RenderCameraPath(load_config=run / "config.yml", output_path=tmp_path / "crop.mp4", camera_path_filename=path)
+    )
     assert (image == np.array([255, 0, 51])).all()
 
 
@@ -156,7 +160,9 @@ def read_raw(path: Path) -> np.ndarray:
 
 def test_dataset_of_another_folder(run: Path, photos: Path, tmp_path: Path) -> None:
     """`--data` is ns-render's own flag."""
-    DatasetRender(load_config=run / "config.yml", output_path=tmp_path, data=photos, rendered_output_names=["rgb"], image_format="png").main()
+    DatasetRender(
+        load_config=run / "config.yml", output_path=tmp_path, data=photos, rendered_output_names=["rgb"], image_format="png"
+    ).main()
     _, pipeline = load_run(run, RunOptions(data=photos))
     for index, photo in enumerate(pipeline.datamanager.eval_dataset.image_filenames):
         image = np.asarray(Image.open(tmp_path / "test" / "rgb" / f"{photo.stem}.png"))
@@ -180,15 +186,21 @@ def test_nearest_camera_is_refused(run: Path, tmp_path: Path) -> None:
 # The viewer's set-up, and all kinds of scene names.
 
 
-@pytest.mark.parametrize("test_mode", ["test", "inference", "val"])
+@pytest.mark.parametrize("test_mode", ["test", "inference"])
 def test_every_command_looks_at_the_named_scene(run: Path, monkeypatch: pytest.MonkeyPatch, test_mode: Any) -> None:
     monkeypatch.setenv("NERFSTUDIO_TOKENS", f"--scene {SCENE} --tuning-steps 2 --context-views 3")
     _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode=test_mode)
     assert isinstance(pipeline, FeedForwardPipeline)
     assert pipeline.datamanager.current.name == SCENE and len(pipeline.datamanager.train_dataset) == 3
     assert pipeline.model.config.tuning_steps == 2
-    if test_mode != "val":  # nerfstudio's name for training
-        assert pipeline.model.scene is not None and pipeline.model.scene.batch.names == (SCENE,)
+    assert pipeline.model.scene is not None and pipeline.model.scene.batch.names == (SCENE,)
+
+
+def test_training_is_not_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that still stands in the shell must not change what is trained."""
+    monkeypatch.setenv("NERFSTUDIO_TOKENS", f"--scene {SCENE} --context-views 3")
+    _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="val")
+    assert pipeline.datamanager.current.name != SCENE and pipeline.datamanager.config.num_context_views == 2  # type: ignore[attr-defined]
 
 
 def test_the_viewer_finds_its_controls(run: Path) -> None:

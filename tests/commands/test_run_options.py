@@ -9,11 +9,11 @@ from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.utils.eval_utils import eval_setup
 
 from dataparsers.procedural.parser import ProceduralDataParserConfig
+from tests import tiny_runs
 from token_methods.multiscene.errors import SceneError
 from token_methods.multiscene.plain_errors import SettingsError
 from token_methods.multiscene.run_options import RunOptions, given, run_options
 from token_methods.multiscene.scene_discovery import dataparser_that_reads
-from tests import tiny_runs
 
 
 def said(text: str, monkeypatch: pytest.MonkeyPatch) -> RunOptions:
@@ -128,7 +128,7 @@ def test_a_dataparser_by_name(scenes: Path, photos: Path, tmp_path: Path) -> Non
     assert config.pipeline.datamanager.dataparser.scale_factor == 3.0, "the run's own settings stay"
     RunOptions(data=photos, dataparser="colmap").apply(config.pipeline)
     assert isinstance(config.pipeline.datamanager.dataparser, ColmapDataParserConfig)
-    with pytest.raises(SettingsError, match="--dataparser polaroid is not one of .*colmap.*nerfstudio-data"):
+    with pytest.raises(SettingsError, match=r"--dataparser polaroid is not one of .*colmap.*nerfstudio-data"):
         RunOptions(data=photos, dataparser="polaroid").apply(config.pipeline)
 
 
@@ -142,7 +142,9 @@ def test_a_dataparser_that_makes_scenes_makes_none_among_photographs(photos: Pat
 
 
 def test_the_runs_own_dataparser_comes_first(tmp_path: Path) -> None:
-    procedural = ProceduralDataParserConfig(data=tmp_path, num_scenes=1, image_height=8, image_width=8, frames_per_scene=2, samples_per_pixel=1)
+    procedural = ProceduralDataParserConfig(
+        data=tmp_path, num_scenes=1, image_height=8, image_width=8, frames_per_scene=2, samples_per_pixel=1
+    )
     procedural.setup().get_dataparser_outputs("train")
     (scene,) = procedural.scene_folders()
     assert dataparser_that_reads(scene, procedural) is procedural

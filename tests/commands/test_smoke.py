@@ -40,15 +40,16 @@ def test_ns_train(environment: dict[str, str], scenes: Path, tmp_path: Path) -> 
 
 
 def test_ns_eval(environment: dict[str, str], run: Path, tmp_path: Path) -> None:
-    said = start(environment | {"NERFSTUDIO_TOKENS": "--scene scene_1"}, "ns-eval", "--load-config", run / "config.yml", "--output-path", tmp_path / "metrics.json")
+    options = ["--load-config", run / "config.yml", "--output-path", tmp_path / "metrics.json"]
+    said = start(environment | {"NERFSTUDIO_TOKENS": "--scene scene_1"}, "ns-eval", *options)
     assert "LPIPS is not measured" in said
     assert json.loads((tmp_path / "metrics.json").read_text())["results"]["num_scenes"] == 1
 
 
 def test_ns_render(environment: dict[str, str], run: Path, tmp_path: Path) -> None:
     output = tmp_path / "video.mp4"
-    options = ["--load-config", run / "config.yml", "--interpolation-steps", 2, "--output-path", output]
-    start(environment | {"NERFSTUDIO_TOKENS": "--scene scene_1"}, "ns-render", "interpolate", *options, "--rendered-output-names", "rgb", "depth")
+    options = ["--load-config", run / "config.yml", "--interpolation-steps", 2, "--output-path", output, "--rendered-output-names", "rgb"]
+    start(environment | {"NERFSTUDIO_TOKENS": "--scene scene_1"}, "ns-render", "interpolate", *options)
     assert output.stat().st_size > 0
 
 
@@ -63,13 +64,8 @@ def test_ns_tokens(environment: dict[str, str], run: Path, photos: Path, tmp_pat
     assert (tmp_path / "out" / "scene.ply").is_file() and (tmp_path / "out" / "fly_through.mp4").is_file()
 
 
-def test_mistakes_end_in_one_line(environment: dict[str, str], run: Path, tmp_path: Path) -> None:
-    """Of ns-tokens, and of nerfstudio's commands where a method of ours finds the mistake."""
-    commands = (
-        ["ns-tokens", "reconstruct", "--load-config", run, "--data", "nowhere", "--output-dir", tmp_path / "out"],
-        ["ns-export", "pointcloud", "--load-config", run / "config.yml", "--output-dir", tmp_path / "out"],
-    )
-    for (name, *arguments), sentence in zip(commands, ("--data nowhere does not exist", "point clouds, meshes and")):
-        command = [str(Path(sys.executable).with_name(name)), *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
-        assert result.returncode != 0 and sentence in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+def test_a_mistake_ends_a_command_of_nerfstudio_in_one_sentence(environment: dict[str, str], run: Path, tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("ns-export"), "pointcloud", "--load-config", run / "config.yml", "--output-dir", tmp_path]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False, timeout=300)
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert "point clouds, meshes and --render-nearest-camera cannot be made with it" in result.stderr.splitlines()[-1]

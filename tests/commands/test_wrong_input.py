@@ -109,13 +109,13 @@ def test_a_scene_removed_while_training_is_named_once(
 def test_a_scene_removed_before_evaluation_stops_it(run: Path, scenes: Path, tmp_path: Path) -> None:
     data = shutil.copytree(scenes, tmp_path / "data")
     moved = shutil.copytree(run, tmp_path / "run")
-    config = yaml.load((moved / "config.yml").read_text(), Loader=yaml.Loader)  # noqa: S506
+    config = yaml.load((moved / "config.yml").read_text(), Loader=yaml.Loader)
     config.run_folder, config.pipeline.datamanager.data, config.pipeline.datamanager.evaluate = moved, data, "held-out-scenes"
     config.pipeline.datamanager.train_scenes = ("scene_0",)
     config.pipeline.datamanager.scene = None
     (moved / "config.yml").write_text(yaml.dump(config))
     shutil.rmtree(data / "scene_3" / "images")
-    with pytest.raises(SceneError, match="scene_3/images/frame_0.* does not exist; restore the file or remove its frame"):
+    with pytest.raises(SceneError, match=r"scene_3/images/frame_0.* does not exist; restore the file or remove its frame"):
         ComputePSNR(load_config=moved / "config.yml", output_path=tmp_path / "metrics.json").main()
     assert not (tmp_path / "metrics.json").exists()
 

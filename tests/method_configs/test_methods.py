@@ -15,6 +15,7 @@ from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion, all_meth
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
+from token_methods.multiscene.plain_errors import SettingsError
 from token_methods.multiscene.sampling import GapSampler
 from token_methods.multiscene.trainer import FeedForwardTrainer, FeedForwardTrainerConfig
 from token_methods.tokengs.config import PRESETS
@@ -133,3 +134,9 @@ def test_nerfstudio_finds_the_base_classes_it_asserts(method: str) -> None:
     assert isinstance(config.pipeline.datamanager, VanillaDataManagerConfig)
     assert config.vis == "tensorboard", "nerfstudio's default would call a server"
     assert config.machine.device_type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_images_that_cannot_be_cut_into_patches_are_refused_before_training() -> None:
+    config = parse("tokengs-tiny", "--data", "anywhere", "--machine.device-type", "cpu", "--pipeline.datamanager.image-height", "30")
+    with pytest.raises(SettingsError, match="image-height 30.*multiples of 8"):
+        config.check()

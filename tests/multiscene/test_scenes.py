@@ -290,7 +290,7 @@ FAULTS = {
     "short pose": (_set("transform_matrix", [[1, 0], [0, 1]]), r"frames\[1\].*4x4"),
     "squashed pose": (_set("transform_matrix", [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "rotation"),
     "no file path": (lambda meta: meta["frames"][1].pop("file_path"), r"frames\[1\].*'file_path'"),
-    "no focal length": (lambda meta: meta.pop("fl_x"), "fx not specified"),
+    "no focal length": (lambda meta: meta.pop("fl_x"), "lacks the key 'fl_x'"),
     "unknown camera": (lambda meta: meta.update(camera_model="PERISCOPE"), "PERISCOPE"),
     "spherical camera": (lambda meta: meta.update(camera_model="EQUIRECTANGULAR"), "equirectangular.*undistort"),
 }

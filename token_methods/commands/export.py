@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -26,13 +26,13 @@ class Export:
     """A run's config.yml, or its folder."""
     output: Path
     """File to write: .ply, .spz or .splat."""
-    scene: Optional[str] = None
+    scene: str | None = None
     """A scene of the run's data by its name or number, or the folder of any other scene; by default the first held-out one."""
-    data: Optional[Path] = None
+    data: Path | None = None
     """A scene or a folder of scenes to look at in the place of the run's own data."""
     frame: Frame = "world"
     """world: the frame of the original poses. dataset: nerfstudio's, oriented, centred and scaled by the dataparser."""
-    tuning_steps: Optional[int] = None
+    tuning_steps: int | None = None
     """Test-time tuning steps on the context views; by default as the run says, which is 0: what the forward pass gives."""
 
     def main(self) -> None:

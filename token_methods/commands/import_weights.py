@@ -6,7 +6,6 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import torch
 import yaml
@@ -16,6 +15,7 @@ from torch import Tensor
 from token_methods.commands.runs import CONFIG_NAME
 from token_methods.core.weights import WeightsError, read_safetensors
 from token_methods.multiscene.checkpoints import write_checkpoint
+from token_methods.multiscene.model import FeedForwardModelConfig
 from token_methods.multiscene.network_files import NETWORK_PREFIX
 from token_methods.multiscene.trainer_config import FeedForwardTrainerConfig
 
@@ -33,7 +33,7 @@ class ImportWeights:
     """A safetensors file, or hf://OWNER/REPOSITORY[@REVISION]/PATH/IN/IT.safetensors."""
     output_dir: Path
     """Folder of the new run."""
-    data: Optional[Path] = None
+    data: Path | None = None
     """Scenes that the run looks at by default; any other can be named later."""
 
     def main(self) -> None:
@@ -66,11 +66,16 @@ def fitting_weights(methods: dict[str, FeedForwardTrainerConfig], preset: str, p
     """
     weights = read_safetensors(path)
     try:
-        return methods[preset].pipeline.model.check_weights(weights, source=str(path))
+        return _model(methods[preset]).check_weights(weights, source=str(path))
     except WeightsError as error:
-        fitting = [name for name, method in methods.items() if method.pipeline.model.accepts(weights)]
+        fitting = [name for name, method in methods.items() if _model(method).accepts(weights)]
         advice = f" Import them with --preset {' or '.join(fitting)}." if fitting and preset not in fitting else ""
         raise WeightsError(f"{error}{advice}") from error
+
+
+def _model(method: FeedForwardTrainerConfig) -> FeedForwardModelConfig:
+    assert isinstance(method.pipeline.model, FeedForwardModelConfig)
+    return method.pipeline.model
 
 
 def write_run(method: FeedForwardTrainerConfig, weights: dict[str, Tensor], folder: Path, data: Path | None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Union
+from typing import Annotated
 
 import torch
 import tyro
@@ -14,19 +14,19 @@ from token_methods.commands.import_weights import ImportWeights
 from token_methods.commands.reconstruct import Reconstruct
 from token_methods.multiscene.plain_errors import PLAIN_ERRORS
 
-Command = Union[
-    Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
-    Annotated[ImportWeights, tyro.conf.subcommand("import")],
-    Annotated[Export, tyro.conf.subcommand("export")],
-    Annotated[ExportWeights, tyro.conf.subcommand("export-weights")],
-]
+Command = (
+    Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
+    | Annotated[ImportWeights, tyro.conf.subcommand("import")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[ExportWeights, tyro.conf.subcommand("export-weights")]
+)
 EXPECTED = (*PLAIN_ERRORS, ValueError, OSError, torch.cuda.OutOfMemoryError)
 """What users and machines do wrong. Anything else is a fault of ours and shows where it happened."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one subcommand; what the user got wrong ends in one sentence, not in a traceback."""
-    command = tyro.cli(Command, args=arguments, prog="ns-tokens", description=__doc__)  # type: ignore[call-overload]
+    command = tyro.cli(Command, args=arguments, prog="ns-tokens", description=__doc__)
     try:
         command.main()
     except EXPECTED as error:

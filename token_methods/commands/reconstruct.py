@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -25,11 +25,11 @@ class Reconstruct:
     """The photographs with poses: one scene, as the run's dataparser, nerfstudio-data, colmap or blender-data know it."""
     output_dir: Path
     """Folder for scene.ply and fly_through.mp4."""
-    dataparser: Optional[str] = None
+    dataparser: str | None = None
     """What reads the photographs, as ns-train names it; by default what fits the files that are there."""
-    context_views: Optional[int] = None
+    context_views: int | None = None
     """Photographs that the network looks at, spread over the scene; by default as trained."""
-    tuning_steps: Optional[int] = None
+    tuning_steps: int | None = None
     """Test-time tuning steps on those photographs: slower and sharper. By default as the run says, which is 0: one forward pass."""
     frame: Literal["world", "dataset"] = "world"
     """Frame of the .ply: that of the original poses, or nerfstudio's."""
@@ -51,7 +51,9 @@ class Reconstruct:
         config, pipeline = open_run(self.load_config, options)
         names = pipeline.datamanager.scene_names
         if len(names) > 1:
-            raise ValueError(f"--data {self.data} holds {len(names)} scenes ({', '.join(names[:8])}{', ...' * (len(names) > 8)}): name one of them")
+            raise ValueError(
+                f"--data {self.data} holds {len(names)} scenes ({', '.join(names[:8])}{', ...' * (len(names) > 8)}): name one of them"
+            )
         splats, video = self.output_dir / "scene.ply", self.output_dir / "fly_through.mp4"
         check_folder(self.output_dir)
         load_weights(config, pipeline)

@@ -13,7 +13,6 @@ from token_methods.multiscene.pipeline import FeedForwardPipeline
 from token_methods.multiscene.run_options import RunOptions, given
 from token_methods.multiscene.trainer_config import FeedForwardTrainerConfig
 
-
 CONFIG_NAME = "config.yml"
 
 
@@ -38,7 +37,7 @@ def read_config(run: Path) -> FeedForwardTrainerConfig:
     """
     path = config_file(run)
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.Loader)  # noqa: S506 - the way nerfstudio reads its runs
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.Loader)  # as nerfstudio reads its runs
     except Exception as error:  # it holds Python objects: building them may fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} cannot be read as the configuration of a run ({reason}): train or import again") from error

@@ -90,8 +90,7 @@ def _find_weights(net: Backbone, path: Path | None) -> tuple[str, dict[str, Tens
             torch.hub.download_url_to_file(url, _made(hub), hash_prefix=name.split("-")[-1].removesuffix(".pth"))
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise LpipsUnavailable(
-                f"no weights for LPIPS ({net}): neither {cached} nor {hub} is there, "
-                f"and torchvision cannot download {name} ({error})"
+                f"no weights for LPIPS ({net}): neither {cached} nor {hub} is there, and torchvision cannot download {name} ({error})"
             ) from error
         path = hub
     path = Path(path).expanduser()
@@ -101,7 +100,8 @@ def _find_weights(net: Backbone, path: Path | None) -> tuple[str, dict[str, Tens
         state = torch.load(path, map_location="cpu", weights_only=True)
         return str(path), {key: value for key, value in state.items() if key.startswith("features.")}
     except Exception as error:  # torch.load fails in many ways on files that are cut short or are something else
-        raise WeightsError(f"{path} cannot be read as torchvision's {name} ({error}): delete it or name another file") from error
+        reason = type(error).__name__  # torch's own message advises to execute what is in the file
+        raise WeightsError(f"{path} cannot be read as torchvision's {name} ({reason}): delete it or name another file") from error
 
 
 def _made(path: Path) -> str:

@@ -84,6 +84,13 @@ class FeedForwardModelConfig(ModelConfig):
     tuning_learning_rate: float = 1e-2
     """Learning rate of test-time tuning."""
 
+    def check_image_size(self, height: int, width: int) -> None:
+        """Refuse images that the network cannot take.
+
+        Raises:
+            ValueError: what it can take; methods that take any size leave this as it is.
+        """
+
     def check_weights(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """Network weights under published names that fit this architecture key by key, for `ns-tokens import`.
 

@@ -70,7 +70,8 @@ class FeedForwardPipeline(VanillaPipeline):
         self.config = config
         self.test_mode = test_mode
         self.world_size = world_size
-        run_options().apply(config)
+        if test_mode != "val":  # what a trained run is looked at with says nothing of a new training
+            run_options().apply(config)
         self.datamanager = config.datamanager.setup(device=device, test_mode=test_mode, world_size=world_size, local_rank=local_rank)
         self.datamanager.to(device)
         self._model = typing.cast(

@@ -13,11 +13,14 @@ from token_methods.multiscene import model
 
 @contextmanager
 def tuning_progress(steps: int) -> Iterator[model.Progress | None]:
-    """What test-time tuning reports to: a bar with the loss; nothing where there are no steps."""
-    if steps <= 0:
+    """What test-time tuning reports to: a bar with the loss. Where there are no steps, a sign that the scene is being encoded."""
+    if not CONSOLE.is_interactive:
         yield None
-        return
-    columns = (TextColumn("Tuning on the context views"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
-    with Progress(*columns, TimeRemainingColumn(), console=CONSOLE, transient=True) as bar:
-        task = bar.add_task("", total=steps, loss=float("nan"))
-        yield lambda made, loss: bar.update(task, completed=made, loss=loss)
+    elif steps <= 0:
+        with CONSOLE.status("Encoding the scene"):
+            yield None
+    else:
+        columns = (TextColumn("Tuning on the context views"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+        with Progress(*columns, TimeRemainingColumn(), console=CONSOLE, transient=True) as bar:
+            task = bar.add_task("", total=steps, loss=float("nan"))
+            yield lambda made, loss: bar.update(task, completed=made, loss=loss)

@@ -34,8 +34,8 @@ What an ns-* command on a run of nerfstudio-tokens looks at, beyond what its own
 """
 
 
-def _option(metavar: str | None, text: str) -> Any:
-    return field(default=None, metadata={"metavar": metavar, "help": text})
+def _about(metavar: str | None, text: str) -> dict[str, Any]:
+    return {"metavar": metavar, "help": text}
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,31 @@ class RunOptions:
         ValueError: a value that makes no sense, by the name of its option.
     """
 
-    scene: str | None = _option("SCENE", "a scene of the run's data by its name or number, or the folder of any other scene")
-    data: Path | None = _option("PATH", "a scene or a folder of scenes to look at in the place of the run's own data")
-    dataparser: str | None = _option(
-        "NAME", "what reads --data, as ns-train names it; by default the run's own dataparser, else nerfstudio-data, colmap or blender-data"
+    scene: str | None = field(
+        default=None, metadata=_about("SCENE", "a scene of the run's data by its name or number, or the folder of any other scene")
     )
-    evaluation_index: Path | None = _option("JSON", "context and target frames of each scene, for ns-eval (pixelSplat's form)")
-    evaluate: Literal["held-out-scenes", "held-out-frames"] | None = _option(
-        None, "what ns-eval measures: scenes that were not trained on, or new views of those that were"
+    data: Path | None = field(
+        default=None, metadata=_about("PATH", "a scene or a folder of scenes to look at in the place of the run's own data")
     )
-    context_views: int | None = _option("N", "number of views that the network looks at")
-    tuning_steps: int | None = _option("N", "test-time tuning steps on the context views; 0 turns tuning off")
-    tuning_learning_rate: float | None = _option("RATE", "learning rate of test-time tuning")
-    lpips_weights: Path | None = _option("FILE", "LPIPS weights (.safetensors), where they are in no cache folder")
+    dataparser: str | None = field(
+        default=None,
+        metadata=_about(
+            "NAME", "what reads --data, as ns-train names it; by default the run's own, else nerfstudio-data, colmap or blender-data"
+        ),
+    )
+    evaluation_index: Path | None = field(
+        default=None, metadata=_about("JSON", "context and target frames of each scene, for ns-eval (pixelSplat's form)")
+    )
+    evaluate: Literal["held-out-scenes", "held-out-frames"] | None = field(
+        default=None,
+        metadata=_about(None, "what ns-eval measures: scenes that were not trained on, or new views of those that were"),
+    )
+    context_views: int | None = field(default=None, metadata=_about("N", "number of views that the network looks at"))
+    tuning_steps: int | None = field(default=None, metadata=_about("N", "test-time tuning steps on the context views; 0 turns tuning off"))
+    tuning_learning_rate: float | None = field(default=None, metadata=_about("RATE", "learning rate of test-time tuning"))
+    lpips_weights: Path | None = field(
+        default=None, metadata=_about("FILE", "LPIPS weights (.safetensors), where they are in no cache folder")
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("context_views", 1), ("tuning_steps", 0)):
@@ -118,7 +130,7 @@ class RunOptions:
         return own if type(own) is type(named) else copy.deepcopy(named)
 
 
-_given: ContextVar[RunOptions] = ContextVar("given", default=RunOptions())
+_given: ContextVar[RunOptions | None] = ContextVar("given", default=None)
 
 
 @contextmanager
@@ -135,7 +147,7 @@ def run_options() -> RunOptions:
     """The options of this call. What cannot be understood in the environment ends the command with one sentence."""
     text = os.environ.get(VARIABLE, "").strip()
     try:
-        return _given.get().before(_parse(shlex.split(text)))
+        return (_given.get() or RunOptions()).before(_parse(shlex.split(text)))
     except ValueError as error:
         sys.exit(f'{VARIABLE}="{text}": {error}. {VARIABLE}=--help lists what can be said.')
 
@@ -147,7 +159,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(arguments: list[str]) -> RunOptions:
     parser = _Parser(
-        prog=VARIABLE, usage=argparse.SUPPRESS, description=DESCRIPTION, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=VARIABLE,
+        usage=argparse.SUPPRESS,
+        description=DESCRIPTION,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = typing.get_type_hints(RunOptions)
     for option in dataclasses.fields(RunOptions):

@@ -84,16 +84,23 @@ def dataparser_that_reads(data: Path, preferred: DataParserConfig) -> DataParser
 
 _KNOWN_BY_THEIR_FILES: tuple[DataParserConfig, ...] = (
     NerfstudioDataParserConfig(),
-    ColmapDataParserConfig(downscale_factor=1),  # else it asks the user about large photographs
-    ColmapDataParserConfig(colmap_path=Path("sparse/0"), downscale_factor=1),
+    ColmapDataParserConfig(),
+    ColmapDataParserConfig(colmap_path=Path("sparse/0")),
     BlenderDataParserConfig(),
 )
 
 
 def with_data(dataparser: DataParserConfig, data: Path) -> DataParserConfig:
-    """A copy of the configuration that looks at `data`."""
+    """A copy of the configuration that looks at `data`, and asks the user nothing.
+
+    nerfstudio's colmap parser asks whether to write smaller copies of large photographs; where there are none, full size is taken.
+    """
     dataparser = copy.deepcopy(dataparser)
     dataparser.data = data
+    if isinstance(dataparser, ColmapDataParserConfig) and dataparser.downscale_factor is None:
+        images = data / dataparser.images_path
+        if not any(images.parent.glob(f"{images.name}_[0-9]*")):
+            dataparser.downscale_factor = 1
     return dataparser
 
 

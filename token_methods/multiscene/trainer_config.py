@@ -14,6 +14,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from tyro.conf import Suppress
 
 from token_methods.multiscene import checkpoints
+from token_methods.multiscene.datamanager_config import MultiSceneDataManagerConfig
+from token_methods.multiscene.model import FeedForwardModelConfig
 from token_methods.multiscene.pipeline import FeedForwardPipelineConfig
 from token_methods.multiscene.plain_errors import SettingsError, speak_plainly
 
@@ -102,6 +104,11 @@ class FeedForwardTrainerConfig(TrainerConfig):
                 f"--machine.num-devices {machine.num_devices} needs as many CUDA devices, and there are {devices}: "
                 "nerfstudio starts several processes on CUDA only; name fewer"
             )
+        if isinstance(data, MultiSceneDataManagerConfig) and isinstance(self.pipeline.model, FeedForwardModelConfig):
+            try:
+                self.pipeline.model.check_image_size(data.image_height, data.image_width)
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
         if self.accumulated_batches < 1:
             raise SettingsError(f"--accumulated-batches {self.accumulated_batches}: at least 1 batch makes a step")
         if self.data is None and data.data is None and dataparser is not None and dataparser.data in (None, Path()):

@@ -55,6 +55,14 @@ class TokenGSModelConfig(GaussianSceneModelConfig):
     lpips_weights: Path | None = None
     """LPIPS weights for a loss with loss.lpips > 0; by default the cache folders are searched."""
 
+    def check_image_size(self, height: int, width: int) -> None:
+        patch = self.architecture.patch_size
+        if height % patch or width % patch:
+            raise ValueError(
+                f"TokenGS cuts images into patches of {patch} pixels: --pipeline.datamanager.image-height {height} and image-width {width} "
+                f"must be multiples of {patch}"
+            )
+
     def check_weights(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """Published weights that fit this architecture key by key.
 
