@@ -138,5 +138,5 @@ def test_nerfstudio_finds_the_base_classes_it_asserts(method: str) -> None:
 
 def test_images_that_cannot_be_cut_into_patches_are_refused_before_training() -> None:
     config = parse("tokengs-tiny", "--data", "anywhere", "--machine.device-type", "cpu", "--pipeline.datamanager.image-height", "30")
-    with pytest.raises(SettingsError, match="image-height 30.*multiples of 8"):
+    with pytest.raises(SettingsError, match=r"image-height 30.*multiples of 8"):
         config.check()
