@@ -198,6 +198,7 @@ def _read_scene(folder: Path, split: str) -> DataparserOutputs:
             "points3D_rgb": torch.from_numpy(rgb),
             "depth_filenames": [folder / frame["depth_file_path"] for frame in frames],
             "depth_unit_scale_factor": DEPTH_UNIT,
+            "is_ordered": True,  # the frames of a walk, one after another
         },
     )
 

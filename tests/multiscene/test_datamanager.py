@@ -355,3 +355,17 @@ def test_options_on_the_command_line_and_in_a_saved_run() -> None:
     assert config.dataparser.eval_mode == "all"  # type: ignore[attr-defined]
     saved = yaml.load(yaml.dump(config), Loader=yaml.Loader)
     assert saved == config and saved._target is MultiSceneDataManager
+
+
+def test_consecutive_frames_of_a_walk_are_an_ordered_video_and_others_are_a_set(tmp_path: Path) -> None:
+    from dataparsers.procedural.parser import ProceduralDataParserConfig
+
+    parser = ProceduralDataParserConfig(
+        data=tmp_path, num_scenes=1, frames_per_scene=4, image_height=16, image_width=16, samples_per_pixel=1
+    )
+    config = MultiSceneDataManagerConfig(dataparser=parser, **SMALL)
+    made = config.setup(device="cpu", test_mode="test", world_size=1, local_rank=0)
+    (scene,) = made.scene_names
+    batch = made.load_window(EvaluationWindow("walk", scene, context=(0, 3), target=(1, 2)))
+    assert batch.target.is_ordered
+    assert not batch.context.is_ordered
