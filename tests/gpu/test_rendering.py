@@ -60,9 +60,7 @@ def test_gsplat_draws_what_the_tile_rasteriser_draws():
     assert is_close(cuda.images, cpu.images)
     assert is_close(cuda.alphas, cpu.alphas)
     covered = cpu.alphas > 0.1
-    # A Gaussian may fall on the other side of the 1/255 cut-off; over a small alpha that shows in the expected depth of its pixel.
-    off = ((cuda.depths - cpu.depths).abs() > 2e-3 * (1 + cpu.depths))[covered]
-    assert off.float().mean() < 1e-3
+    torch.testing.assert_close(cuda.depths[covered], cpu.depths[covered], rtol=2e-3, atol=2e-3)
     for name in FIELDS:
         ours, theirs = getattr(cpu_grads, name), getattr(cuda_grads, name)
         assert (ours - theirs).abs().max() < 5e-3 * ours.abs().max(), name

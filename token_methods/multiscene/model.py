@@ -135,6 +135,10 @@ class FeedForwardModel(Model):
     def training_outputs(self, batch: SceneBatch) -> TrainingOutputs:
         """Losses and metrics of one batch that is in the network frame already."""
 
+    @abstractmethod
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """Trained parameters by the name of their optimiser in the method's configuration."""
+
     def tune(self, tokens: Any, context: Views, steps: int, learning_rate: float, progress: Progress | None = None) -> Any:
         """Tokens fitted to the context views of one scene, weights fixed. Methods that cannot, refuse."""
         raise ValueError(f"{type(self).__name__} has no test-time tuning: set tuning steps to 0")
@@ -214,9 +218,6 @@ class FeedForwardModel(Model):
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
-
-    def get_param_groups(self) -> dict[str, list[Parameter]]:
-        raise NotImplementedError(f"{type(self).__name__} must name its parameter groups")
 
     def get_metrics_dict(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         raise RuntimeError("feed-forward methods are evaluated scene by scene: see multiscene/evaluation.py")
