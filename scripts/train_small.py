@@ -123,7 +123,7 @@ class TrainSmall:
         (run / "evaluation.yml").write_text(yaml.dump(config), encoding="utf-8")
         report: dict[str, dict[str, float]] = {}
         print("| context | tuning | PSNR | SSIM | LPIPS | nearest view | mean colour |\n|---|---|---|---|---|---|---|", flush=True)
-        cases = [(views, steps) for views in (4, 2, 6) for steps in (0, *self.tuning)] + [(0, 0)]
+        cases = [(4, 0), (2, 0), (6, 0), (0, 0)] + [(views, steps) for steps in self.tuning for views in (4, 2, 6)]
         for views, steps in cases:
             options = RunOptions(
                 context_views=views or 4,
