@@ -62,6 +62,8 @@ class SceneArchive:
 def _fault(member: zipfile.ZipInfo, available: int) -> str | None:
     """What is wrong with an entry of the table of contents of an archive of `available` bytes."""
     name = member.filename
+    if not name:
+        return "has no name"
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or "\0" in name:
         return "has an absolute name"
     if ".." in re.split(r"[/\\]", name):

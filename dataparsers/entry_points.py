@@ -16,6 +16,8 @@ from importlib import import_module
 MODULES = {
     "procedural_data": "dataparsers.procedural.parser",
     "dl3dv_data": "dataparsers.dl3dv",
+    "cifar_data": "dataparsers.cifar",
+    "image_folder_data": "dataparsers.image_folder",
 }
 """The module that defines each dataparser specification."""
 

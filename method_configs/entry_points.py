@@ -13,7 +13,11 @@ from importlib import import_module
 
 from method_configs.ffmpeg import ensure_ffmpeg_on_path
 
-MODULES = {"tokengs": "method_configs.tokengs"}
+MODULES = {
+    "tokengs": "method_configs.tokengs",
+    "gaussiantoken": "method_configs.gaussiantoken",
+    "vqgan": "method_configs.gaussiantoken",
+}
 """The module that defines the methods whose identifiers begin with the key."""
 
 ensure_ffmpeg_on_path()

@@ -1,8 +1,10 @@
 """Run this project on cases of a published system and compare every tensor with the published one.
 
     python scripts/check_parity.py tokengs CASE_FOLDER [CASE_FOLDER ...]
+    python scripts/check_parity.py gaussiantoken CASE.safetensors [CASE.safetensors ...]
 
-A case folder holds case.json and tensors.safetensors, and the scenes that they were made from. For each tensor and number
+A TokenGS case is a folder with case.json, tensors.safetensors and the scenes that they were made from; a GaussianToken case is
+one file. For each tensor and number
 the largest error, the tolerance and the verdict are printed, then one line for the case. The exit status is 0 when all are
 within their tolerances, 1 when one is out, 2 when a folder is no case or of a kind that is not supported.
 """
@@ -22,15 +24,20 @@ from rich.console import Console
 
 from scripts.parity.comparison import Comparison, NotACase, summary, table
 
-METHODS = {"tokengs": "scripts.parity.tokengs:compare_tokengs"}
-"""Method -> what yields the comparisons of one case folder; loaded when it is asked for."""
+METHODS = {
+    "tokengs": "scripts.parity.tokengs:compare_tokengs",
+    "gaussiantoken": "scripts.parity.gaussiantoken:compare_gaussiantoken",
+}
+"""Method -> what yields the comparisons of one case; loaded when it is asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=METHODS, help="the published system")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="CASE_FOLDER", help="a folder with case.json and tensors.safetensors")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="CASE", help="a folder with case.json and tensors.safetensors, or a .safetensors file"
+    )
     parsed = parser.parse_args(arguments)
     module, name = METHODS[parsed.method].split(":")
     compare: Callable[[Path], Iterator[Comparison]] = getattr(import_module(module), name)

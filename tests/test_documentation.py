@@ -157,6 +157,8 @@ HELPFUL = """ns-train tokengs-tiny
 ns-train tokengs-tiny procedural-data
 ns-train tokengs-tiny dl3dv-data
 ns-train tokengs-tiny colmap
+ns-train gaussiantoken-tiny
+ns-train gaussiantoken-tiny image-folder-data
 ns-eval
 ns-render interpolate
 ns-render dataset
@@ -164,7 +166,9 @@ ns-export gaussian-splat
 ns-tokens reconstruct
 ns-tokens export
 ns-tokens import
-ns-tokens export-weights"""
+ns-tokens export-weights
+ns-tokens tokenize
+ns-tokens detokenize"""
 NOT_THEIRS = {"--help", "--no-deps", "--pipeline.model.channels"}
 """Of every command, of pip, and of the method in docs/examples."""
 
@@ -207,12 +211,17 @@ def test_readme_lists_every_method_with_its_settings() -> None:
 
     from token_methods.multiscene.trainer_config import FeedForwardTrainerConfig
 
-    rows = [line for line in (PROJECT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `tokengs")]
+    rows = [
+        line
+        for line in (PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith(("| `tokengs", "| `gaussiantoken", "| `vqgan"))
+    ]
     for name, config in all_methods.items():
         if not isinstance(config, FeedForwardTrainerConfig):
             continue
         (row,) = [row for row in rows if f"`{name}`" in row.split("|")[1]]
         data = config.pipeline.datamanager
         assert f"{data.image_height} \N{MULTIPLICATION SIGN} {data.image_width}" in row, name
-        assert f"{data.num_context_views} + {data.num_target_views}" in row, name
+        if hasattr(data, "num_context_views"):
+            assert f"{data.num_context_views} + {data.num_target_views}" in row, name
         assert f"| {config.max_num_iterations:,} |".replace(",", " ") in row, name

@@ -1,4 +1,4 @@
-"""OneCycle against the published schedules, torch's own, and through a checkpoint."""
+"""The schedules against published ones, OneCycle against torch's own, and both through a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from token_methods.core.schedules import OneCycle, one_cycle
+from token_methods.core.schedules import OneCycle, WarmupCosine, one_cycle, warmup_cosine
 
 
 def optimiser() -> torch.optim.AdamW:
@@ -57,9 +57,10 @@ def test_no_warmup_starts_on_the_way_down() -> None:
     assert one_cycle(0, peak=1.0, total_steps=1, warmup_steps=0)[0] == pytest.approx(1 / 25000)
 
 
-def test_state_survives_a_file_that_may_not_run_code() -> None:
+@pytest.mark.parametrize("kind", [OneCycle, WarmupCosine])
+def test_state_survives_a_file_that_may_not_run_code(kind: type[OneCycle] | type[WarmupCosine]) -> None:
     optimizer = optimiser()
-    schedule = OneCycle(optimizer, 1.0, 50, 10)
+    schedule = kind(optimizer, 1.0, 50, 10)
     for _ in range(17):
         optimizer.step()
         schedule.step()
@@ -67,10 +68,41 @@ def test_state_survives_a_file_that_may_not_run_code() -> None:
     torch.save(schedule.state_dict(), file)
     file.seek(0)
     resumed_optimizer = optimiser()
-    resumed = OneCycle(resumed_optimizer, 1.0, 50, 10)
+    resumed = kind(resumed_optimizer, 1.0, 50, 10)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for _ in range(3):
         assert [group["lr"] for group in resumed_optimizer.param_groups] == [group["lr"] for group in optimizer.param_groups]
         assert [group["betas"] for group in resumed_optimizer.param_groups] == [group["betas"] for group in optimizer.param_groups]
         for step in (optimizer, resumed_optimizer, schedule, resumed):
             step.step()
+
+
+def test_published_warmup_cosine(reference: Path) -> None:
+    stored = json.loads((reference / "parity" / "gaussiantoken" / "cases" / "schedule.json").read_text())["values"]
+    runs = [told for told in stored.values() if "lr_after_update" in told]
+    assert runs
+    for told in runs:
+        per_epoch = told["updates_per_epoch"]
+        for step, expected in told["lr_after_update"]:
+            rate = warmup_cosine(step, peak=told["lr"], total_steps=per_epoch * told["num_epochs"], warmup_steps=per_epoch)
+            assert rate == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+def test_warmup_cosine_climbs_falls_and_stays_at_zero() -> None:
+    rates = [warmup_cosine(step, peak=2e-4, total_steps=30, warmup_steps=5) for step in range(33)]
+    assert rates[0] == 1e-6
+    assert rates[:5] == sorted(rates[:5])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert max(rates) == rates[5] < 2e-4  # the cosine has run since step 0
+    assert rates[30:] == [0.0] * 3
+    assert warmup_cosine(0, peak=1.0, total_steps=2, warmup_steps=0) == 1.0
+
+
+def test_warmup_cosine_sets_every_group_from_the_first_step_on() -> None:
+    optimizer = optimiser()
+    schedule = WarmupCosine(optimizer, 0.5, 7, 3, initial=0.1)
+    for step in range(10):
+        expected = warmup_cosine(step, peak=0.5, total_steps=7, warmup_steps=3, initial=0.1)
+        assert [group["lr"] for group in optimizer.param_groups] == [expected] * 2
+        optimizer.step()
+        schedule.step()

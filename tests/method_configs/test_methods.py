@@ -27,17 +27,48 @@ PUBLISHED = {
     **{f"tokengs-latent-{kind}": f"finetune_dl3dv_latent_{kind.replace('-', '_')}" for kind in LATENT},
 }
 OURS = [name for name, config in all_methods.items() if isinstance(config, FeedForwardTrainerConfig)]
+TOKENIZERS = [
+    "gaussiantoken-cifar",
+    "gaussiantoken-imagenet",
+    "gaussiantoken-mini-imagenet",
+    "gaussiantoken-tiny",
+    "vqgan-baseline",
+    "vqgan-cifar",
+]
 
 
 def parse(*arguments: str) -> FeedForwardTrainerConfig:
     return tyro.cli(AnnotatedBaseConfigUnion, args=list(arguments))  # type: ignore[call-overload]
 
 
-def test_methods_are_the_published_ones_and_two_short_recipes() -> None:
-    assert set(OURS) == {*PUBLISHED, "tokengs-tiny", "tokengs-small"}
+def test_methods_are_the_published_ones_and_short_recipes() -> None:
+    assert set(OURS) == {*PUBLISHED, "tokengs-tiny", "tokengs-small", *TOKENIZERS}
 
 
-@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize("method", TOKENIZERS)
+def test_a_tokenizer_can_be_said_on_the_command_line(method: str) -> None:
+    options = "--data pictures --max-num-iterations 7 --pipeline.model.loss.perceptual 0 --optimizers.generator.optimizer.lr 0.5"
+    config = parse(method, *options.split(), "image-folder-data", "--eval-fraction", "0.2")
+    assert config.method_name == method
+    assert (config.data, config.max_num_iterations) == (Path("pictures"), 7)
+    assert config.pipeline.model.loss.perceptual == 0
+    assert config.optimizers["generator"]["optimizer"].lr == 0.5
+    assert config.pipeline.datamanager.dataparser.eval_fraction == 0.2
+    assert config.pipeline.model.architecture == all_methods[method].pipeline.model.architecture
+
+
+def test_the_published_tokenizers_train_as_long_as_published() -> None:
+    """30 epochs: of 50 000 images in batches of 6 x 64 (782 batches over 6 devices), of 1.28 million and 48 000 in batches of 6 x 4."""
+    steps = {method: all_methods[method].max_num_iterations for method in TOKENIZERS}
+    assert steps["gaussiantoken-cifar"] == steps["vqgan-cifar"] == 130 * 30
+    assert steps["gaussiantoken-imagenet"] == 53_382 * 30
+    assert steps["gaussiantoken-mini-imagenet"] == steps["vqgan-baseline"] == 2_000 * 30
+    cifar = all_methods["gaussiantoken-cifar"]
+    assert cifar.pipeline.datamanager.batch_size == 384
+    assert cifar.pipeline.model.steps_per_epoch == cifar.optimizers["generator"]["scheduler"].warmup_steps == 130
+
+
+@pytest.mark.parametrize("method", [method for method in OURS if method not in TOKENIZERS])
 def test_a_method_can_be_said_on_the_command_line(method: str) -> None:
     options = "--data scenes --max-num-iterations 7 --pipeline.model.tuning-steps 5 --optimizers.decayed.optimizer.lr 0.5"
     config = parse(method, *options.split(), "nerfstudio-data", "--eval-mode", "all")

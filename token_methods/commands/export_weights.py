@@ -9,7 +9,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from token_methods.commands.runs import read_config
 from token_methods.core.weights import write_safetensors
-from token_methods.multiscene.network_files import read_network
+from token_methods.multiscene.model import FeedForwardModelConfig
+from token_methods.multiscene.network_files import read_model_state
 
 
 @dataclass
@@ -26,6 +27,8 @@ class ExportWeights:
             raise ValueError(f"--output {self.output} must end in .safetensors")
         config = read_config(self.load_config)
         with CONSOLE.status(f"Writing {self.output.name}"):
-            weights = read_network(config.get_base_dir() / config.relative_model_dir)
+            model = config.pipeline.model
+            assert isinstance(model, FeedForwardModelConfig)
+            weights = model.exported_weights(read_model_state(config.get_base_dir() / config.relative_model_dir))
             write_safetensors(weights, self.output)
         CONSOLE.print(f"{len(weights)} tensors: {self.output}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import os
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from token_methods.commands.runs import CONFIG_NAME
-from token_methods.core.weights import WeightsError, read_safetensors
+from token_methods.core.weights import WeightsError
 from token_methods.multiscene.checkpoints import write_checkpoint
 from token_methods.multiscene.model import FeedForwardModelConfig
-from token_methods.multiscene.network_files import NETWORK_PREFIX
+from token_methods.multiscene.network_files import MODEL_PREFIX
 from token_methods.multiscene.trainer_config import FeedForwardTrainerConfig
 
 HUB_PREFIX = "hf://"
@@ -30,7 +31,7 @@ class ImportWeights:
     preset: str
     """Method whose architecture the weights have, such as tokengs-6view."""
     weights: str
-    """A safetensors file, or hf://OWNER/REPOSITORY[@REVISION]/PATH/IN/IT.safetensors."""
+    """A safetensors file (GaussianToken: also a Lightning .ckpt), or hf://OWNER/REPOSITORY[@REVISION]/PATH/IN/IT.safetensors."""
     output_dir: Path
     """Folder of the new run."""
     data: Path | None = None
@@ -46,9 +47,14 @@ class ImportWeights:
             raise ValueError(f"--data {self.data} does not exist; leave it out to name the scenes later")
         path = local_file(self.weights)
         with CONSOLE.status(f"Importing {path.name}"):
-            weights = fitting_weights(methods, self.preset, path)
-            run = write_run(methods[self.preset], weights, self.output_dir.resolve(), self.data)
-        CONSOLE.print(f"{len(weights)} tensors of {path.name} are now the run {run}", soft_wrap=True)
+            weights, state = fitting_weights(methods, self.preset, path)
+            unread = _model(methods[self.preset]).unread_weights(weights)
+            run = write_run(methods[self.preset], state, self.output_dir.resolve(), self.data)
+        if unread:
+            groups = collections.Counter(".".join(key.split(".")[:-1][:2]) or key for key in unread)
+            listed = ", ".join(f"{group} ({count})" for group, count in groups.most_common(6)) + (" ..." if len(groups) > 6 else "")
+            CONSOLE.print(f"{len(unread)} tensors that nothing here reads are left out: {listed}", soft_wrap=True)
+        CONSOLE.print(f"{len(weights) - len(unread)} tensors of {path.name} are now the run {run}", soft_wrap=True)
 
 
 def our_methods() -> dict[str, FeedForwardTrainerConfig]:
@@ -58,15 +64,15 @@ def our_methods() -> dict[str, FeedForwardTrainerConfig]:
     return {name: config for name, config in all_methods.items() if isinstance(config, FeedForwardTrainerConfig)}
 
 
-def fitting_weights(methods: dict[str, FeedForwardTrainerConfig], preset: str, path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, when they are exactly those of a method.
+def fitting_weights(methods: dict[str, FeedForwardTrainerConfig], preset: str, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a file, when they are exactly those of a method, and the model's state that they make.
 
     Raises:
         WeightsError: they are not; the difference, and the methods that they would fit.
     """
-    weights = read_safetensors(path)
+    weights = _model(methods[preset]).read_weights(path)
     try:
-        return _model(methods[preset]).check_weights(weights, source=str(path))
+        return weights, _model(methods[preset]).imported_state(weights, source=str(path))
     except WeightsError as error:
         fitting = [name for name, method in methods.items() if _model(method).accepts(weights)]
         advice = f" Import them with --preset {' or '.join(fitting)}." if fitting and preset not in fitting else ""
@@ -78,8 +84,8 @@ def _model(method: FeedForwardTrainerConfig) -> FeedForwardModelConfig:
     return method.pipeline.model
 
 
-def write_run(method: FeedForwardTrainerConfig, weights: dict[str, Tensor], folder: Path, data: Path | None) -> Path:
-    """A run of `method` at step 0 with these network weights; its `config.yml`, which appears last, is returned.
+def write_run(method: FeedForwardTrainerConfig, state: dict[str, Tensor], folder: Path, data: Path | None) -> Path:
+    """A run of `method` at step 0 with this state of its model; its `config.yml`, which appears last, is returned.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -88,8 +94,8 @@ def write_run(method: FeedForwardTrainerConfig, weights: dict[str, Tensor], fold
     config.run_folder, config.timestamp, config.experiment_name = folder, "imported", folder.name
     config.data = config.pipeline.datamanager.data = None if data is None else data.resolve()
     config.pipeline.initial_weights = None
-    state = {NETWORK_PREFIX + key: value for key, value in weights.items()} | {"_model.device_indicator_param": torch.empty(0)}
-    checkpoint = {"step": 0, "pipeline": state, "optimizers": {}, "schedulers": {}, "scalers": {}}
+    pipeline = {MODEL_PREFIX + key: value for key, value in (state | {"device_indicator_param": torch.empty(0)}).items()}
+    checkpoint = {"step": 0, "pipeline": pipeline, "optimizers": {}, "schedulers": {}, "scalers": {}}
     write_checkpoint(config.get_checkpoint_dir(), 0, checkpoint, keep=1)
     unfinished = folder / f".{CONFIG_NAME}.{os.getpid()}"
     unfinished.write_text(yaml.dump(config), encoding="utf-8")
@@ -109,7 +115,7 @@ def local_file(address: str) -> Path:
             raise ValueError(f"no weights at {path}: --weights takes a safetensors file or {HUB_FORM}")
         return path
     parts = address.removeprefix(HUB_PREFIX).split("/")
-    if len(parts) < 3 or not all(parts) or not address.endswith(".safetensors"):
+    if len(parts) < 3 or not all(parts) or not address.endswith((".safetensors", ".ckpt")):
         raise ValueError(f"--weights {address} is no address of weights: write {HUB_FORM}")
     owner, (repository, _, revision) = parts[0], parts[1].partition("@")
     from huggingface_hub import hf_hub_download

@@ -8,14 +8,18 @@ from typing import Annotated
 import torch
 import tyro
 
+from token_methods.commands.detokenize import Detokenize
 from token_methods.commands.export import Export
 from token_methods.commands.export_weights import ExportWeights
 from token_methods.commands.import_weights import ImportWeights
 from token_methods.commands.reconstruct import Reconstruct
+from token_methods.commands.tokenize import Tokenize
 from token_methods.multiscene.plain_errors import PLAIN_ERRORS
 
 Command = (
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
+    | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
+    | Annotated[Detokenize, tyro.conf.subcommand("detokenize")]
     | Annotated[ImportWeights, tyro.conf.subcommand("import")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[ExportWeights, tyro.conf.subcommand("export-weights")]

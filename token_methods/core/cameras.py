@@ -90,7 +90,9 @@ class Similarity:
         return poses
 
     def views(self, views: Views) -> Views:
-        assert views.camera_to_world is not None
+        """Views carried along; those without cameras are the same in every frame."""
+        if views.camera_to_world is None:
+            return views
         return dataclasses.replace(views, camera_to_world=self.poses(views.camera_to_world))
 
     def to(self, device: torch.device | str | torch.dtype) -> Similarity:

@@ -28,11 +28,37 @@ def one_cycle(
     return _cosine(peak, initial / final_divisor, progress), _cosine(0.85, 0.95, progress)
 
 
+def warmup_cosine(step: int, *, peak: float, total_steps: int, warmup_steps: int, initial: float = 1e-6) -> float:
+    """Learning rate that climbs in a line and falls as a cosine to zero (Loshchilov and Hutter 2017), at an optimiser step from 0.
+
+    The line goes from `initial` to `peak`, which it would reach at `warmup_steps`. The cosine counts from step 0, so that the rate
+    drops a little where it takes over. From `total_steps` on the rate is 0.
+    """
+    if step >= total_steps:
+        return 0.0
+    if step < warmup_steps:
+        return initial + step * (peak - initial) / warmup_steps
+    return _cosine(peak, 0.0, step / total_steps)
+
+
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-class OneCycle(LRScheduler):
+class _StepSchedule(LRScheduler):
+    """A schedule of the optimiser step alone: its state in a checkpoint is that one number."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_epoch = self._step_count = state_dict["step"]
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+
+class OneCycle(_StepSchedule):
     """`one_cycle` as a torch scheduler: sets the rate and beta1 of every parameter group, once per optimiser step.
 
     Unlike torch's own OneCycleLR it holds its last values when training goes on, and its state is one number.
@@ -63,11 +89,13 @@ class OneCycle(LRScheduler):
             group["betas"] = (beta1, group["betas"][1])
         return [lr for _ in self.optimizer.param_groups]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.last_epoch}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.last_epoch = self._step_count = state_dict["step"]
-        self._last_lr = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = lr
+class WarmupCosine(_StepSchedule):
+    """`warmup_cosine` as a torch scheduler: sets the rate of every parameter group, once per optimiser step."""
+
+    def __init__(self, optimizer: Optimizer, peak: float, total_steps: int, warmup_steps: int, initial: float = 1e-6) -> None:
+        self.value = partial(warmup_cosine, peak=peak, total_steps=total_steps, warmup_steps=warmup_steps, initial=initial)
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [self.value(self.last_epoch) for _ in self.optimizer.param_groups]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,26 +9,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager
+from nerfstudio.data.datamanagers.base_datamanager import DataManager
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from token_methods.core.cameras import Similarity
-from token_methods.core.views import SceneBatch
+from token_methods.core.views import SceneBatch, collate_scenes
+from token_methods.multiscene.batch_datamanager import BatchDataManager
 from token_methods.multiscene.datamanager_config import MultiSceneDataManagerConfig as MultiSceneDataManagerConfig
 from token_methods.multiscene.errors import SceneError
 from token_methods.multiscene.evaluation_index import IndexEntry, read_evaluation_index, scene_of_entry
-from token_methods.multiscene.plain_errors import SettingsError
-from token_methods.multiscene.processes import process_rank
 from token_methods.multiscene.sampling import Frames
 from token_methods.multiscene.scene_dataset import SceneDataset
 from token_methods.multiscene.scene_discovery import SceneSource, dataparser_that_reads, find_scenes
 from token_methods.multiscene.scene_split import SceneSplit, decide_split
 from token_methods.multiscene.scenes import ParsedScenes, Scene
-from token_methods.multiscene.training_batches import Prefetcher, SampleLoader, SceneDraws
-from token_methods.multiscene.view_loading import ViewCache, ViewLoader, free_memory
+from token_methods.multiscene.training_batches import Prefetcher, SampleLoader, SceneDraws, pinned_scenes
+from token_methods.multiscene.view_loading import ViewCache, ViewLoader
 from token_methods.multiscene.windows import (
     EvaluationWindow,
     drawn_window,
@@ -41,7 +38,7 @@ from token_methods.multiscene.windows import (
 )
 
 
-class MultiSceneDataManager(VanillaDataManager):
+class MultiSceneDataManager(BatchDataManager):
     """Scenes of any dataparser for feed-forward methods.
 
     Training reads `next_train_batch`, evaluation `evaluation_windows` and `load_window`. For the commands that look at one
@@ -64,19 +61,7 @@ class MultiSceneDataManager(VanillaDataManager):
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
-        self.config = config
-        self.device = device
-        self.world_size = world_size
-        self.local_rank = local_rank
-        rank, processes = process_rank()
-        self.rank = rank if processes > 1 else local_rank
-        self.test_mode = test_mode
-        self.test_split = "test" if test_mode in ("test", "inference") else "val"
-        if config.data is not None:
-            config.dataparser.data = Path(config.data)
-        else:
-            config.data = config.dataparser.data
-        self.exclude_batch_keys_from_device = ["image", "mask"]
+        self._begin(config, device, test_mode, world_size, local_rank)
         self.sources: dict[str, SceneSource] = {source.name: source for source in self._find_scenes()}
         self.index_entries: list[IndexEntry] = (
             [] if config.evaluation_index is None else read_evaluation_index(config.evaluation_index, config.num_context_views)
@@ -85,7 +70,6 @@ class MultiSceneDataManager(VanillaDataManager):
         self.held_out_interval = config.held_out_frame_interval or (8 if len(self.sources) == 1 else 0)
         self.parsed = ParsedScenes()
         self.view_loader = ViewLoader(config.image_height, config.image_width, config.crop_convention, ViewCache(self._budget()))
-        self.prefetcher: Prefetcher | None = None
         self._one_scene = config.scene is not None and test_mode != "val"
         self._open_first_scene()
         DataManager.__init__(self)
@@ -96,15 +80,6 @@ class MultiSceneDataManager(VanillaDataManager):
         """Begin to load the first batches; only when training."""
         if self.test_mode == "val" and self.split.train:
             self._batches().start(0)
-
-    def close(self) -> None:
-        """End the threads that load ahead."""
-        if self.prefetcher is not None:
-            self.prefetcher.close()
-            self.prefetcher = None
-
-    def setup_eval(self) -> None:
-        """Nothing to prepare: evaluation windows are loaded when they are asked for."""
 
     def next_train_batch(self, step: int) -> SceneBatch:
         """The batch of a step, on the device. It depends on seed, step and process alone, not on earlier calls.
@@ -120,20 +95,6 @@ class MultiSceneDataManager(VanillaDataManager):
 
     def get_eval_rays_per_batch(self) -> int:
         return self.config.num_target_views * self.config.image_height * self.config.image_width
-
-    @cached_property  # which the viewer's scan of attributes leaves alone
-    def train_pixel_sampler(self) -> Any:  # type: ignore[override]
-        """Draws no rays, which nerfstudio's exporters of point clouds and meshes ask for."""
-        raise SettingsError(
-            "point clouds and meshes cannot be exported from a feed-forward method, which has no rays to sample: "
-            "export its Gaussians with `ns-export gaussian-splat` or `ns-tokens export`"
-        )
-
-    def next_train(self, step: int) -> Any:
-        raise NotImplementedError("a multi-scene data manager gives batches of scenes: call next_train_batch(step)")
-
-    def next_eval(self, step: int) -> Any:
-        raise NotImplementedError("a multi-scene data manager gives batches of scenes: call load_window(window)")
 
     # Evaluation.
 
@@ -208,10 +169,6 @@ class MultiSceneDataManager(VanillaDataManager):
     def scene_frame(self) -> Similarity:
         """Original world -> dataset frame of the scene in hand, float64, a batch of one."""
         return self.current.frame
-
-    def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
-        """A random other view of the scene in hand at its own size."""
-        return next(iter(self.eval_dataloader))
 
     def get_datapath(self) -> Path:
         """Folder of the scene in hand: camera paths drawn in the viewer are stored there."""
@@ -346,12 +303,6 @@ class MultiSceneDataManager(VanillaDataManager):
                 num_target=config.num_target_views,
                 mirror_probability=config.mirror_probability,
             )
-            on_cuda = torch.device(self.device).type == "cuda"
-            self.prefetcher = Prefetcher(load, config.batch_size, config.num_workers, pin_memory=on_cuda)
+            collate = pinned_scenes if torch.device(self.device).type == "cuda" else collate_scenes
+            self.prefetcher = Prefetcher(load, collate, config.batch_size, config.num_workers)
         return self.prefetcher
-
-    def _budget(self) -> int:
-        if self.config.cache_gigabytes is not None:
-            return int(self.config.cache_gigabytes * 2**30)
-        sharing = max(1, min(self.world_size, torch.cuda.device_count() or self.world_size))
-        return math.floor(free_memory() / 4 / sharing)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
-from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from token_methods.core.crops import CropConvention
+from token_methods.multiscene.batch_datamanager_config import BatchDataManagerConfig
 from token_methods.multiscene.sampling import SAMPLERS, AnySampler, NearestSampler, sampler_from_text, sampler_to_text
 
 SamplerOption = Annotated[
@@ -33,16 +33,12 @@ def _data_manager() -> type:
 
 
 @dataclass
-class MultiSceneDataManagerConfig(VanillaDataManagerConfig):
+class MultiSceneDataManagerConfig(BatchDataManagerConfig):
     """Many scenes from any nerfstudio dataparser. `--data` is one scene, a folder of scenes, or a list of scene folders."""
 
     _target: type = field(default_factory=_data_manager)
     dataparser: AnnotatedDataParserUnion = field(default_factory=NerfstudioDataParserConfig)
     """How one scene is read."""
-    image_height: int = 256
-    """Height of the images that the network sees."""
-    image_width: int = 256
-    """Width of the images that the network sees."""
     crop_convention: CropConvention = "exact"
     """How the principal point follows the centre crop: "published" keeps the half-pixel mismatch of the TokenGS publication."""
     num_context_views: int = 4
@@ -71,27 +67,6 @@ class MultiSceneDataManagerConfig(VanillaDataManagerConfig):
     """What is evaluated; by default held-out scenes if there are any, else held-out frames of the training scenes."""
     mirror_probability: float = 0.0
     """Share of training samples that are reflected left to right."""
-    num_workers: int = 4
-    """Threads that load images ahead of training; 0 loads them when they are needed."""
-    cache_gigabytes: float | None = None
-    """Memory for prepared images per process; by default a quarter of what is free at the start, over all processes."""
     scene: str | None = None
     """The scene that viewer, renderer and exporter show and ns-eval measures: its name, its number or its folder.
     By default the first held-out one is shown, and all are measured."""
-    seed: int = 42
-    """Of the split and of all draws."""
-
-    # What nerfstudio's ray-based data manager has and this one does not use.
-    masks_on_gpu: tyro.conf.Suppress[bool] = False
-    images_on_gpu: tyro.conf.Suppress[bool] = False
-    train_num_rays_per_batch: tyro.conf.Suppress[int] = 1024
-    train_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
-    train_num_times_to_repeat_images: tyro.conf.Suppress[int] = -1
-    eval_num_rays_per_batch: tyro.conf.Suppress[int] = 1024
-    eval_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
-    eval_num_times_to_repeat_images: tyro.conf.Suppress[int] = -1
-    eval_image_indices: tyro.conf.Suppress[tuple[int, ...] | None] = None
-    collate_fn: tyro.conf.Suppress[Any] = None
-    camera_res_scale_factor: tyro.conf.Suppress[float] = 1.0
-    patch_size: tyro.conf.Suppress[int] = 1
-    pixel_sampler: tyro.conf.Suppress[Any] = None

@@ -24,6 +24,7 @@ CAUSES = {
     "opacity": "all opacities are nearly 0, so nothing is drawn; lower the learning rate, lengthen the warm-up, or start with more opacity",
     "in_view": "all Gaussians lie outside every target view, so nothing is drawn; lower the learning rate, raise the visibility loss, or "
     "check the scene scale (far-away or tiny scenes need another camera scale method) and the depth at which Gaussians start",
+    "codes": "all tokens take the same few codes, so nothing is told; lower the learning rate, or replace dead codes sooner",
     "gradient": "all gradients are 0, so nothing is learnt; change the start, or lower the learning rate if training had begun well",
 }
 """What a sign at zero means and what to change."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import zipfile
 from collections.abc import Sequence
@@ -102,11 +103,21 @@ def _open(path: Path) -> Path | io.BytesIO:
             raise FileNotFoundError(path)
         return path
     archive, member = place
-    with zipfile.ZipFile(archive) as unpacked:
-        try:
-            size = unpacked.getinfo(member).file_size
-        except KeyError as error:
-            raise FileNotFoundError(path) from error
-        if size > MAX_BYTES:
-            raise ImageError(f"{path} unpacks to {size:,} bytes, more than any image has; remove it from the archive")
-        return io.BytesIO(unpacked.read(member))
+    changed = archive.stat()
+    unpacked = _archive(archive, changed.st_mtime_ns, changed.st_size)
+    try:
+        size = unpacked.getinfo(member).file_size
+    except KeyError as error:
+        raise FileNotFoundError(path) from error
+    if size > MAX_BYTES:
+        raise ImageError(f"{path} unpacks to {size:,} bytes, more than any image has; remove it from the archive")
+    return io.BytesIO(unpacked.read(member))
+
+
+@functools.lru_cache(maxsize=16)
+def _archive(path: Path, changed: int, size: int) -> zipfile.ZipFile:
+    """An archive, kept open while it is in use: the table of contents of many small pictures takes longer to read than one of them.
+
+    Threads may read from it at the same time. A file that was written anew is opened anew.
+    """
+    return zipfile.ZipFile(path)

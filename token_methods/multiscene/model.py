@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from tyro.conf import Suppress
 
+from token_methods.core.averaging import WeightAverage
 from token_methods.core.cameras import Similarity
 from token_methods.core.views import SceneBatch, Views
-from token_methods.core.weights import WeightsError, compare_keys
+from token_methods.core.weights import WeightsError, compare_keys, read_safetensors
 from token_methods.multiscene.camera_views import views_from_cameras
 from token_methods.multiscene.network_files import read_network
 from token_methods.multiscene.plain_errors import SettingsError
@@ -68,6 +69,8 @@ class TrainingOutputs:
     """Scalars that fall to zero when training collapses (see guard.py)."""
     scenes: tuple[str, ...] = ()
     """Names of the scenes in the batch."""
+    carried: Any = None
+    """What the next part of the training step needs of this batch, for methods whose step has several (see `step_parts`)."""
 
 
 @dataclass
@@ -83,6 +86,8 @@ class FeedForwardModelConfig(ModelConfig):
     """Test-time tuning steps on the context views of a scene before it is evaluated or shown; 0 turns tuning off."""
     tuning_learning_rate: float = 1e-2
     """Learning rate of test-time tuning."""
+    average_decay: float | None = None
+    """Evaluate a running average of the network's weights, of which each step keeps this share; None evaluates the weights themselves."""
 
     def check_image_size(self, height: int, width: int) -> None:
         """Refuse images that the network cannot take.
@@ -91,8 +96,10 @@ class FeedForwardModelConfig(ModelConfig):
             ValueError: what it can take; methods that take any size leave this as it is.
         """
 
+    # Published weights, for `ns-tokens import` and `export-weights`.
+
     def check_weights(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """Network weights under published names that fit this architecture key by key, for `ns-tokens import`.
+        """Network weights under published names that fit this architecture key by key.
 
         Raises:
             WeightsError: they do not fit, or the method has no weights to import.
@@ -103,6 +110,30 @@ class FeedForwardModelConfig(ModelConfig):
         """Whether `check_weights` would take the keys and shapes of these weights."""
         return False
 
+    def read_weights(self, path: Path) -> dict[str, Tensor]:
+        """All tensors of a published file, without executing anything.
+
+        Raises:
+            WeightsError: it cannot be read.
+        """
+        return read_safetensors(path)
+
+    def unread_weights(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Keys of a published file that are known and that nothing here needs."""
+        return []
+
+    def imported_state(self, weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """The whole state of a model that starts from published weights.
+
+        Raises:
+            WeightsError: see `check_weights`.
+        """
+        return {f"network.{key}": value for key, value in self.check_weights(weights, source).items()}
+
+    def exported_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Published names and tensors out of the whole state of a trained model."""
+        return {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+
 
 class FeedForwardModel(Model):
     """A method whose networks turn a few views of any scene into a representation that can be rendered.
@@ -112,6 +143,10 @@ class FeedForwardModel(Model):
 
     config: FeedForwardModelConfig
     scene: SceneInHand | None
+    average: WeightAverage | None
+    step_parts: tuple[tuple[str, ...], ...] | None = None
+    """Names of the optimisers that each part of a training step moves, one part after the other, as a generator and its discriminator
+    are trained; None: one part moves all."""
 
     # What a method says.
 
@@ -135,6 +170,10 @@ class FeedForwardModel(Model):
     def training_outputs(self, batch: SceneBatch) -> TrainingOutputs:
         """Losses and metrics of one batch that is in the network frame already."""
 
+    def following_outputs(self, previous: TrainingOutputs) -> TrainingOutputs:
+        """Losses and metrics of the next part of a training step, after the optimisers of the part before have moved."""
+        raise NotImplementedError(f"{type(self).__name__} trains in one part")
+
     @abstractmethod
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Trained parameters by the name of their optimiser in the method's configuration."""
@@ -156,15 +195,30 @@ class FeedForwardModel(Model):
 
     # What the house does with it.
 
+    def __init__(self, config: FeedForwardModelConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.average = None
+        if config.average_decay is not None:
+            self.average = WeightAverage(self.get_submodule("network"), config.average_decay)
+
     def populate_modules(self) -> None:
         self.scene = None
 
-    def forward(self, batch: SceneBatch) -> TrainingOutputs:  # type: ignore[override]
-        """One training batch, in the dataset frame; goes through the data-parallel wrapper.
+    @property
+    def evaluated(self) -> torch.nn.Module:
+        """The network that reconstructs scenes: the average of the weights where one is kept, except while training."""
+        average: torch.nn.Module | None = None if self.average is None or self.training else self.average.module
+        return self.get_submodule("network") if average is None else average
+
+    def forward(self, batch: SceneBatch | TrainingOutputs) -> TrainingOutputs:  # type: ignore[override]
+        """One training batch, in the dataset frame, or what the part of the step before made of it; goes through the data-parallel
+        wrapper.
 
         Raises:
             SettingsError: nerfstudio asks for rays, as its exporters of point clouds and meshes do.
         """
+        if isinstance(batch, TrainingOutputs):
+            return self.following_outputs(batch)
         if not isinstance(batch, SceneBatch):
             raise SettingsError(NO_RAYS)
         normalised, _ = self.normalise(batch)

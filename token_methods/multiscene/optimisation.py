@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tyro.conf import Suppress
 
-from token_methods.core.schedules import OneCycle
+from token_methods.core.schedules import OneCycle, WarmupCosine
 
 
 @dataclass
@@ -60,4 +60,30 @@ class OneCycleScheduler(Scheduler):
             warmup_steps=self.config.warmup_steps,
             initial_divisor=self.config.initial_divisor,
             final_divisor=self.config.final_divisor,
+        )
+
+
+@dataclass
+class WarmupCosineSchedulerConfig(SchedulerConfig):
+    """A linear rise, then a cosine to zero that counts from the first step (GaussianToken's schedule)."""
+
+    _target: type = field(default_factory=lambda: WarmupCosineScheduler)
+    total_steps: int | None = None
+    """Steps until zero; by default the whole training."""
+    warmup_steps: int = 1000
+    """Steps of the rise."""
+    initial: float = 1e-6
+    """Learning rate of the first step."""
+
+
+class WarmupCosineScheduler(Scheduler):
+    """Builds the torch schedule."""
+
+    config: WarmupCosineSchedulerConfig
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
+        if self.config.total_steps is None:
+            raise ValueError("a cosine schedule needs total_steps")
+        return WarmupCosine(
+            optimizer, peak=lr_init, total_steps=self.config.total_steps, warmup_steps=self.config.warmup_steps, initial=self.config.initial
         )

@@ -85,13 +85,16 @@ class FeedForwardPipeline(VanillaPipeline):
             ),
         )
         self.model.to(device)
-        if torch.device(device).type == "cuda" and isinstance(self.model, GaussianSceneModel) and process_rank()[0] == 0:
-            CONSOLE.print(gsplat_notice())
+        notice = self._renderer_notice()
+        if torch.device(device).type == "cuda" and notice is not None and process_rank()[0] == 0:
+            CONSOLE.print(notice)
         self.scene_viewer = SceneViewer(self)
         for name, element in self.scene_viewer.controls.items():
             setattr(self, name, element)
         if config.initial_weights is not None and test_mode == "val":
             self.model.load_initial_weights(config.initial_weights)
+            if self.model.average is not None:
+                self.model.average.restart(self.model.get_submodule("network"))
         if world_size > 1:
             on_cuda = torch.device(device).type == "cuda"
             self._model = typing.cast(
@@ -103,11 +106,20 @@ class FeedForwardPipeline(VanillaPipeline):
     def model(self) -> FeedForwardModel:
         return typing.cast(FeedForwardModel, super().model)
 
+    def _renderer_notice(self) -> str | None:
+        """What whoever renders on CUDA should know."""
+        return gsplat_notice() if isinstance(self.model, GaussianSceneModel) else None
+
     # Training.
 
     def get_train_loss_dict(self, step: int) -> tuple[TrainingOutputs, dict[str, Tensor], dict[str, Tensor]]:
         """One batch through the (possibly data-parallel) model. `step` counts batches."""
         outputs: TrainingOutputs = self._model(self.datamanager.next_train_batch(step))
+        return outputs, outputs.losses, outputs.metrics
+
+    def get_following_loss_dict(self, previous: TrainingOutputs) -> tuple[TrainingOutputs, dict[str, Tensor], dict[str, Tensor]]:
+        """The next part of the training step on the same batch, see `FeedForwardModel.step_parts`."""
+        outputs: TrainingOutputs = self._model(previous)
         return outputs, outputs.losses, outputs.metrics
 
     def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:

@@ -97,13 +97,20 @@ class RunOptions:
             SettingsError: there is no such dataparser.
             SceneError: none reads the data.
         """
+        from token_methods.multiscene.datamanager_config import MultiSceneDataManagerConfig
+
         data = pipeline.datamanager
         if self.data is not None:
             data.data = self.data.expanduser()
-            data.dataparser = self._dataparser(data.data, data.dataparser)
+            has_scenes = isinstance(data, MultiSceneDataManagerConfig)
+            data.dataparser = self._dataparser(data.data, data.dataparser, has_scenes)
             # What the run says of its own scenes does not hold for others: all of them are new.
-            data.scene = data.train_scenes = data.eval_scenes = data.scene_split = data.evaluation_index = data.evaluate = None
-            data.eval_scene_fraction = 1.0
+            data.scene = None
+            if has_scenes:
+                data.train_scenes = data.eval_scenes = data.scene_split = data.evaluation_index = data.evaluate = None
+                data.eval_scene_fraction = 1.0
+            elif hasattr(data.dataparser, "eval_fraction"):
+                data.dataparser.eval_fraction = 1.0
         settings = (
             (data, "scene", self.scene),
             (data, "evaluation_index", self.evaluation_index),
@@ -117,17 +124,28 @@ class RunOptions:
             if value is not None:
                 setattr(config, name, value)
 
-    def _dataparser(self, data: Path, own: Any) -> Any:
+    def _dataparser(self, data: Path, own: Any, has_scenes: bool) -> Any:
         from nerfstudio.configs.dataparser_configs import all_dataparsers
 
         from token_methods.multiscene.scene_discovery import dataparser_that_reads
 
         if self.dataparser is None:
-            return dataparser_that_reads(data, own)
+            return dataparser_that_reads(data, own) if has_scenes else _picture_dataparser(data, own, all_dataparsers)
         if self.dataparser not in all_dataparsers:
             raise SettingsError(f"--dataparser {self.dataparser} is not one of {', '.join(sorted(all_dataparsers))}")
         named = all_dataparsers[self.dataparser]
         return own if type(own) is type(named) else copy.deepcopy(named)
+
+
+def _picture_dataparser(data: Path, own: Any, registered: dict[str, Any]) -> Any:
+    """A run's own dataparser where it reads other pictures too, else the one for folders of pictures."""
+    named = copy.deepcopy(own)
+    named.data = data
+    try:
+        named.setup().get_dataparser_outputs(split="val")
+    except (OSError, ValueError, AssertionError):
+        return copy.deepcopy(registered.get("image-folder-data", own))
+    return own
 
 
 _given: ContextVar[RunOptions | None] = ContextVar("given", default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import resource
 import time
@@ -23,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from token_methods.multiscene import checkpoints
 from token_methods.multiscene.errors import SceneError
 from token_methods.multiscene.guard import CollapseGuard, TrainingCollapsed
-from token_methods.multiscene.optimisation import OneCycleSchedulerConfig
+from token_methods.multiscene.model import TrainingOutputs
 from token_methods.multiscene.pipeline import FeedForwardPipeline
 from token_methods.multiscene.processes import process_rank
 from token_methods.multiscene.trainer_config import FeedForwardTrainerConfig as FeedForwardTrainerConfig
@@ -43,6 +44,7 @@ class FeedForwardTrainer(Trainer):
         super().__init__(config, local_rank, world_size)
         if self.device.startswith("cuda"):
             torch.cuda.set_device(self.device)  # collectives, peak memory and random states are those of the current device
+            torch.backends.cudnn.benchmark = True  # images of a training have one size
         self.guard = CollapseGuard()
         self.step_seconds: list[float] = []
         self.said: set[str] = set()
@@ -56,7 +58,7 @@ class FeedForwardTrainer(Trainer):
         """One optimiser per parameter group; a schedule without a length of its own spans the whole training."""
         settings: dict[str, Any] = copy.deepcopy(dict(self.config.optimizers))
         for group in settings.values():
-            if isinstance(group["scheduler"], OneCycleSchedulerConfig) and group["scheduler"].total_steps is None:
+            if getattr(group["scheduler"], "total_steps", 0) is None:
                 group["scheduler"].total_steps = self.config.max_num_iterations
         return Optimizers(settings, self.pipeline.get_param_groups())
 
@@ -89,31 +91,62 @@ class FeedForwardTrainer(Trainer):
 
     @profiler.time_function
     def train_iteration(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """One optimisation step: mean gradient of the accumulated batches, clipped over all parameters."""
+        """One optimisation step: for each of its parts the mean gradient of the accumulated batches, clipped over all parameters."""
         started = time.perf_counter()
-        self.optimizers.zero_grad_all()
-        count = self.config.accumulated_batches
+        model = self.pipeline.model
         loss = torch.zeros((), device=self.device)
-        scenes: tuple[str, ...] = ()
-        for index in range(count):
-            with self._gradients_synchronised(index == count - 1):
-                outputs, loss_dict, metrics = self.pipeline.get_train_loss_dict(step=step * count + index)
-                batch_loss = functools.reduce(torch.add, loss_dict.values()) / count
-                batch_loss.backward()
-            loss = loss + batch_loss.detach()
-            scenes += outputs.scenes
-        parameters = [parameter for group in self.optimizers.parameters.values() for parameter in group]
-        limit = float("inf") if self.config.max_gradient_norm is None else self.config.max_gradient_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
-        self.guard.observe(step, loss, norm, outputs.health, scenes)
-        for optimizer in self.optimizers.optimizers.values():
-            optimizer.step()
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        passes: list[TrainingOutputs] = []
+        for number, names in enumerate(model.step_parts or (tuple(self.optimizers.optimizers),)):
+            passes, part_loss, part_losses, part_metrics, norm = self._optimise(step, names, passes)
+            loss = loss + part_loss
+            losses |= part_losses
+            metrics |= {**part_metrics, "gradient_norm" if number == 0 else f"gradient_norm/{names[0]}": norm}
+            if number == 0:
+                health, first_norm = passes[-1].health, norm
+                scenes = tuple(name for outputs in passes for name in outputs.scenes)
+        self.guard.observe(step, loss, first_norm, health, scenes)
+        if model.average is not None:
+            model.average.update_parameters(model.get_submodule("network"))
         self._log_betas(step)
         self.optimizers.scheduler_step_all(step)
         self.step_seconds.append(time.perf_counter() - started)
         if len(self.step_seconds) == FIRST_STEPS:
             self._report(f"First {FIRST_STEPS} steps")
-        return loss, {name: value.detach() for name, value in loss_dict.items()}, {**metrics, "gradient_norm": norm}
+        return loss, losses, metrics
+
+    def _optimise(
+        self, step: int, names: tuple[str, ...], previous: list[TrainingOutputs]
+    ) -> tuple[list[TrainingOutputs], Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Move the optimisers of these names by the step's batches; `previous` is what the part before made of them, if there was one.
+
+        Returns:
+            The outputs of each batch, mean loss, losses and metrics of the last batch, and the gradient's norm before clipping.
+        """
+        optimizers = [self.optimizers.optimizers[name] for name in names]
+        parameters = [parameter for name in names for parameter in self.optimizers.parameters[name]]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        count = self.config.accumulated_batches
+        loss = torch.zeros((), device=self.device)
+        passes = []
+        for index in range(count):
+            with self._gradients_synchronised(index == count - 1):
+                if previous:
+                    outputs, loss_dict, metrics = self.pipeline.get_following_loss_dict(previous[index])
+                else:
+                    outputs, loss_dict, metrics = self.pipeline.get_train_loss_dict(step=step * count + index)
+                batch_loss = functools.reduce(torch.add, loss_dict.values()) / count
+                batch_loss.backward()
+            loss = loss + batch_loss.detach()
+            # Only what is needed later is kept: the losses hold the graph of their batch.
+            passes.append(dataclasses.replace(outputs, losses={}, metrics={}))
+        limit = float("inf") if self.config.max_gradient_norm is None else self.config.max_gradient_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+        for optimizer in optimizers:
+            optimizer.step()
+        return passes, loss, {name: value.detach() for name, value in loss_dict.items()}, metrics, norm
 
     def eval_iteration(self, step: int) -> None:
         """As nerfstudio's; but where scenes to evaluate on cannot be read (any more), that is said once and training goes on."""
@@ -187,7 +220,7 @@ class FeedForwardTrainer(Trainer):
 
     @check_main_thread
     def _announce(self, left: int) -> None:
-        parameters = sum(parameter.numel() for parameter in self.pipeline.model.parameters())
+        parameters = sum(parameter.numel() for group in self.pipeline.get_param_groups().values() for parameter in group)
         CONSOLE.print(
             f"Training {self.config.method_name}: {parameters / 1e6:.1f} M parameters, {left} steps, "
             f"{self.world_size} process(es) on {self.device.partition(':')[0]}"

@@ -14,7 +14,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from tyro.conf import Suppress
 
 from token_methods.multiscene import checkpoints
-from token_methods.multiscene.datamanager_config import MultiSceneDataManagerConfig
+from token_methods.multiscene.batch_datamanager_config import BatchDataManagerConfig
 from token_methods.multiscene.model import FeedForwardModelConfig
 from token_methods.multiscene.pipeline import FeedForwardPipelineConfig
 from token_methods.multiscene.plain_errors import SettingsError, speak_plainly
@@ -104,7 +104,7 @@ class FeedForwardTrainerConfig(TrainerConfig):
                 f"--machine.num-devices {machine.num_devices} needs as many CUDA devices, and there are {devices}: "
                 "nerfstudio starts several processes on CUDA only; name fewer"
             )
-        if isinstance(data, MultiSceneDataManagerConfig) and isinstance(self.pipeline.model, FeedForwardModelConfig):
+        if isinstance(data, BatchDataManagerConfig) and isinstance(self.pipeline.model, FeedForwardModelConfig):
             try:
                 self.pipeline.model.check_image_size(data.image_height, data.image_width)
             except ValueError as error:

@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from token_methods.multiscene.errors import SceneError
 from token_methods.multiscene.sampling import Frames, ViewSampler
 from token_methods.multiscene.scenes import Scene
 from token_methods.multiscene.view_loading import ViewLoader
+
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,17 +122,20 @@ class SampleLoader:
                 CONSOLE.print(f"[bold yellow]Training passes over a scene: {reason}")
 
 
-class Prefetcher:
+class Prefetcher(Generic[Sample, Batch]):
     """Batches loaded ahead by threads: decoding and resizing run outside Python's lock."""
 
-    def __init__(self, load: Callable[[int, int], SceneBatch], batch_size: int, num_workers: int, pin_memory: bool = False) -> None:
+    def __init__(
+        self, load: Callable[[int, int], Sample], collate: Callable[[list[Sample]], Batch], batch_size: int, num_workers: int
+    ) -> None:
+        """`load` gives one place of the batch of a step, `collate` makes a batch of its places."""
         self.load = load
+        self.collate = collate
         self.batch_size = batch_size
-        self.pin_memory = pin_memory
         self.ahead = math.ceil(2 * num_workers / batch_size)
         self._loaders = ThreadPoolExecutor(num_workers, thread_name_prefix="load-views") if num_workers else None
         self._collator = ThreadPoolExecutor(1, thread_name_prefix="collate-views") if num_workers else None
-        self._pending: dict[int, Future[SceneBatch]] = {}
+        self._pending: dict[int, Future[Batch]] = {}
 
     def start(self, step: int) -> None:
         """Begin to load the batches of `step` and of the steps after it; forget others."""
@@ -142,10 +149,10 @@ class Prefetcher:
                 samples = [self._loaders.submit(self.load, other, index) for index in range(self.batch_size)]
                 self._pending[other] = self._collator.submit(self._collate, samples)
 
-    def batch(self, step: int) -> SceneBatch:
+    def batch(self, step: int) -> Batch:
         """The batch of `step`, on the CPU."""
         if self._loaders is None:
-            return collate_scenes([self.load(step, index) for index in range(self.batch_size)])
+            return self.collate([self.load(step, index) for index in range(self.batch_size)])
         self.start(step)
         return self._pending.pop(step).result()
 
@@ -155,11 +162,14 @@ class Prefetcher:
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _collate(self, samples: list[Future[SceneBatch]]) -> SceneBatch:
-        batch = collate_scenes([sample.result() for sample in samples])
-        if not self.pin_memory:
-            return batch
-        return dataclasses.replace(batch, context=_pinned(batch.context), target=_pinned(batch.target))
+    def _collate(self, samples: list[Future[Sample]]) -> Batch:
+        return self.collate([sample.result() for sample in samples])
+
+
+def pinned_scenes(samples: list[SceneBatch]) -> SceneBatch:
+    """Samples as one batch whose images can be copied to a GPU while it computes."""
+    batch = collate_scenes(samples)
+    return dataclasses.replace(batch, context=_pinned(batch.context), target=_pinned(batch.target))
 
 
 def _pinned(views: Views) -> Views:

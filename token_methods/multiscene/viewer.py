@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,20 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
-from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerCheckbox, ViewerControl, ViewerDropdown, ViewerElement, ViewerSlider
+from nerfstudio.viewer.viewer_elements import (
+    ViewerButton,
+    ViewerCheckbox,
+    ViewerControl,
+    ViewerDropdown,
+    ViewerElement,
+    ViewerSlider,
+    ViewerText,
+)
 from PIL import Image
 from viser import transforms
 
 from token_methods.multiscene.message_picture import pictures_or_messages
+from token_methods.multiscene.model import FeedForwardModel
 
 if TYPE_CHECKING:
     from nerfstudio.viewer.viewer import Viewer
@@ -38,6 +47,8 @@ STEP_BACK = 0.2
 """A client starts this far behind the first context camera, as part of the cameras' reach: from inside its frustum nothing else is seen."""
 PHOTOGRAPH_HEIGHT = 100
 """Pixels of a photograph in a frustum."""
+LONGEST_LIST = 200
+"""Scenes that are chosen from a list; of more, one is named in a box."""
 
 
 class SceneViewer(ViewerControl):
@@ -54,7 +65,13 @@ class SceneViewer(ViewerControl):
         self._frusta_visible = True
         names = pipeline.datamanager.scene_names
         steps = pipeline.model.config.tuning_steps
-        self._scene = ViewerDropdown("Scene", self._scene_name, names, cb_hook=lambda dropdown: self.show(dropdown.value))
+        self._scene: ViewerDropdown[str] | ViewerText
+        self._show: ViewerButton | None = None
+        if len(names) <= LONGEST_LIST:
+            self._scene = ViewerDropdown("Scene", self._scene_name, names, cb_hook=lambda dropdown: self.show(dropdown.value))
+        else:
+            self._scene = ViewerText("Scene", self._scene_name, hint=f"Name or number (0 to {len(names) - 1}), then press Show")
+            self._show = ViewerButton("Show", cb_hook=lambda _: self.show(self._scene.value.strip()))
         self._steps = ViewerSlider("Tuning steps", steps, 0, max(200, steps), 10, hint="Test-time tuning on the context views; 0: one pass")
         self._encode = ViewerButton("Encode", cb_hook=lambda _: self.encode())
         self._photographs = ViewerCheckbox("Photographs", False, cb_hook=lambda _: self.draw_again(), hint="In the orange frusta")
@@ -62,12 +79,14 @@ class SceneViewer(ViewerControl):
     @property
     def controls(self) -> dict[str, ViewerElement[Any]]:
         """Elements for the viewer's control panel. The viewer puts them in the alphabetical order of their names."""
-        return {
+        controls: dict[str, ViewerElement[Any] | None] = {
             "choose_scene": self._scene,
-            "choose_tuning_steps": self._steps,
+            "choose_scene_now": self._show,
+            "choose_tuning_steps": self._steps if type(self._pipeline.model).tune is not FeedForwardModel.tune else None,
             "encode_scene": self._encode,
             "show_photographs": self._photographs,
         }
+        return {name: element for name, element in controls.items() if element is not None}
 
     def _setup(self, viewer: Viewer) -> None:
         super()._setup(viewer)
@@ -88,6 +107,8 @@ class SceneViewer(ViewerControl):
         if scene == self._scene_name:
             return True
         if not self._take_in_hand(scene):
+            if self._show is not None:  # what was typed can be mended
+                return False
             # Not from here: viser still has to tell the choice to all browsers, and this thread holds the lock that the next one needs.
             threading.Timer(0.5, setattr, (self._scene, "value", self._scene_name)).start()
             return False
@@ -161,14 +182,16 @@ class SceneViewer(ViewerControl):
             handle.remove()
         data = self._pipeline.datamanager
         context, other = data.train_dataset, data.eval_dataset
-        self._frusta = self._frusta_of("context", context, CONTEXT_COLOUR, bool(self._photographs.value))
-        self._frusta += self._frusta_of("other_views", other, OTHER_COLOUR, False)
+        self._frusta = self._frusta_of("context", context, range(len(context)), CONTEXT_COLOUR, bool(self._photographs.value))
+        self._frusta += self._frusta_of("other_views", other, _standing_elsewhere(other, context), OTHER_COLOUR, False)
 
-    def _frusta_of(self, folder: str, dataset: InputDataset, colour: tuple[int, int, int], with_photographs: bool) -> list[Any]:
-        count = len(dataset) if self._max_frusta < 0 else min(len(dataset), self._max_frusta)
+    def _frusta_of(
+        self, folder: str, dataset: InputDataset, views: Sequence[int], colour: tuple[int, int, int], with_photographs: bool
+    ) -> list[Any]:
+        count = len(views) if self._max_frusta < 0 else min(len(views), self._max_frusta)
         scale = self.viewer.config.camera_frustum_scale * self._reach() / 3
         handles = []
-        for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
+        for index in [views[place] for place in np.linspace(0, len(views) - 1, count).round().astype(int).tolist()]:
             camera = dataset.cameras[index]
             wxyz, position = _viser_pose(camera.camera_to_worlds.cpu().numpy())
             handle = self.viser_server.scene.add_camera_frustum(
@@ -221,6 +244,13 @@ class SceneViewer(ViewerControl):
         """OpenGL camera-to-world of all views of the scene in hand."""
         data = self._pipeline.datamanager
         return np.concatenate([views.cameras.camera_to_worlds.cpu().numpy() for views in (data.train_dataset, data.eval_dataset)])
+
+
+def _standing_elsewhere(dataset: InputDataset, context: InputDataset) -> list[int]:
+    """The views of a dataset that no context camera stands in the place of, as all pictures without poses do."""
+    poses, taken = (cameras.cameras.camera_to_worlds.flatten(1).cpu().numpy() for cameras in (dataset, context))
+    standing: list[int] = np.flatnonzero(~(poses[:, None] == taken).all(axis=2).any(axis=1)).tolist()
+    return standing
 
 
 def _upright(poses: Float[np.ndarray, "views 3 4"]) -> Float[np.ndarray, "3"]:

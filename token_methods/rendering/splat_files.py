@@ -7,6 +7,7 @@ bytes a Gaussian, .splat (read by web viewers) what is drawn in 32.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,8 @@ def write_splats(gaussians: Gaussians3D, path: Path, min_opacity: float = MIN_OP
     except OSError as error:
         raise SplatFileError(f"{path} cannot be written ({error}): name another folder or make room") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be a file
+            unfinished.unlink(missing_ok=True)
     return gaussians.num_gaussians
 
 

@@ -1,0 +1,190 @@
+"""Time GaussianToken: reconstruction and training steps, peak memory, beside the matrix-product rate of the same run.
+
+    python scripts/benchmark_gaussiantoken.py                                  # ImageNet preset on CUDA; a tiny one on a CPU
+    python scripts/benchmark_gaussiantoken.py --preset cifar --train-batch 384 --profile
+
+Weights and images are random (seed 0), which changes no time. LPIPS has the network's shape and random weights.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from torchmetrics.functional.image.lpips import _LPIPS
+
+from token_methods.core.averaging import WeightAverage
+from token_methods.core.perceptual import Lpips
+from token_methods.gaussiantoken.config import PRESETS
+from token_methods.gaussiantoken.discriminator import PatchDiscriminator
+from token_methods.gaussiantoken.losses import LecamAverages, LossWeights, discriminator_losses, generator_losses
+from token_methods.gaussiantoken.network import GaussianTokenNetwork
+
+SIZE = 8192
+"""Rows and columns of the matrices that the device's rate is measured with."""
+
+
+@dataclass
+class Benchmark:
+    """Measure one preset."""
+
+    preset: str = ""
+    """By default imagenet on CUDA, tiny elsewhere."""
+    batch: int = 8
+    """Images reconstructed at a time."""
+    train_batch: int = 16
+    """Images of a training step."""
+    recomputed_levels: tuple[int, ...] = (0, 2)
+    """Training is measured with each."""
+    compiled: bool = True
+    """Also measure the convolutional networks compiled."""
+    repeats: int = 15
+    """Timed calls of a row; the median counts."""
+    profile: bool = False
+    """Also list where a reconstruction and a training step spend their time."""
+    output: Path | None = None
+    """JSON file for the figures."""
+
+    def main(self) -> None:
+        torch.manual_seed(0)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.preset = self.preset or ("imagenet" if self.device == "cuda" else "tiny")
+        self.rows: list[dict[str, object]] = []
+        rate = self.matrix_rate()
+        print(f"{self.preset} on {torch.cuda.get_device_name() if self.device == 'cuda' else 'a CPU'}, torch {torch.__version__}")
+        print(f"matrix product {SIZE if self.device == 'cuda' else SIZE // 8} squared, bfloat16: {rate:.1f} TFLOP/s")
+        print("| what | batch | ms | images/s | peak MiB | compile s |\n|---|---|---|---|---|---|", flush=True)
+        for compiled in (False, True)[: 1 + self.compiled]:
+            self.reconstruction(compiled)
+        for levels in self.recomputed_levels:
+            self.training(levels, compiled=False)
+        if self.compiled:
+            self.training(self.recomputed_levels[0], compiled=True)
+        if self.output is not None:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            self.output.write_text(json.dumps({"preset": self.preset, "matrix_tflops": rate, "rows": self.rows}, indent=2))
+
+    def matrix_rate(self) -> float:
+        """TFLOP/s of a large bfloat16 matrix product."""
+        size = SIZE if self.device == "cuda" else SIZE // 8
+        a, b = (torch.randn(size, size, device=self.device, dtype=torch.bfloat16) for _ in range(2))
+        return float(2 * size**3 / self.median(lambda: a @ b) / 1e12)
+
+    def network(self, levels: int = 0) -> GaussianTokenNetwork:
+        network = GaussianTokenNetwork(PRESETS[self.preset].architecture, levels).to(self.device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
+    def images(self, batch: int) -> torch.Tensor:
+        height, width = PRESETS[self.preset].architecture.image_size
+        images = torch.rand(batch, 3, height, width, device=self.device) * 2 - 1
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def reconstruction(self, compiled: bool) -> None:
+        network, images = self.network().eval(), self.images(self.batch)
+        if compiled:
+            compile_ends(network)
+
+        def call() -> None:
+            with torch.inference_mode(), torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda"):
+                network.reconstruct(images)
+
+        self.row("reconstruction" + ", compiled" * compiled, self.batch, call)
+
+    def training(self, levels: int, compiled: bool) -> None:
+        network = self.network(levels).train()
+        discriminator, lecam = PatchDiscriminator().to(self.device), LecamAverages().to(self.device)
+        perceptual = Lpips(_LPIPS(pretrained=False, net="vgg", pnet_rand=True)).to(self.device)
+        average = WeightAverage(network, 0.999)
+        if compiled:
+            compile_ends(network)
+        images, weights = self.images(self.train_batch), LossWeights()
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizers = [torch.optim.AdamW(parameters, lr=1e-6, fused=True) for parameters in (trained, list(discriminator.parameters()))]
+
+        def call() -> None:
+            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda"):
+                tokens, commitment = network.tokenize(images)
+                reconstruction = network.decode(tokens)
+                losses = generator_losses(
+                    reconstruction,
+                    images,
+                    commitment,
+                    discriminator=discriminator,
+                    perceptual=perceptual,
+                    weights=weights,
+                    epoch=10,
+                )
+            losses["loss"].backward()
+            optimizers[0].step()
+            optimizers[0].zero_grad()
+            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda"):
+                judged = discriminator_losses(images, reconstruction, discriminator=discriminator, lecam=lecam, weights=weights, epoch=10)
+            judged["loss"].backward()
+            optimizers[1].step()
+            optimizers[1].zero_grad()
+            average.update_parameters(network)
+
+        name = f"training step, {levels} levels recomputed" + ", compiled" * compiled
+        self.row(name, self.train_batch, call)
+
+    def row(self, name: str, batch: int, call: Callable[[], None]) -> None:
+        started = time.perf_counter()
+        call()
+        self.synchronise()
+        first = time.perf_counter() - started
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds = self.median(call)
+        memory = torch.cuda.max_memory_allocated() / 2**20 if self.device == "cuda" else float("nan")
+        compile_seconds = f"{first:.0f}" if "compiled" in name else ""
+        print(f"| {name} | {batch} | {1000 * seconds:.1f} | {batch / seconds:.1f} | {memory:.0f} | {compile_seconds} |", flush=True)
+        self.rows.append({"name": name, "batch": batch, "ms": 1000 * seconds, "images_per_second": batch / seconds, "peak_mib": memory})
+        if self.profile:
+            self.show_profile(call)
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def median(self, call: Callable[[], object]) -> float:
+        """Seconds of a call, after warming up."""
+        for _ in range(3):
+            call()
+        times = []
+        for _ in range(self.repeats):
+            self.synchronise()
+            started = time.perf_counter()
+            call()
+            self.synchronise()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    def synchronise(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def show_profile(self, call: Callable[[], None]) -> None:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        activities += [torch.profiler.ProfilerActivity.CUDA] if self.device == "cuda" else []
+        with torch.profiler.profile(activities=activities) as profile:
+            call()
+            self.synchronise()
+        key = "self_device_time_total" if self.device == "cuda" else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=key, row_limit=18, max_name_column_width=60))
+
+
+def compile_ends(network: GaussianTokenNetwork) -> None:
+    """Compile the two convolutional networks in place; a compiled network cannot be copied."""
+    network.img_encoder.compile()
+    network.img_decoder.compile()
+
+
+if __name__ == "__main__":
+    tyro.cli(Benchmark).main()

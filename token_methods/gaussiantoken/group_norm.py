@@ -1,0 +1,56 @@
+"""Group normalisation with the swish that follows it, or with a scale and shift of each image: fused on CUDA where Triton is installed.
+
+Elsewhere, and for values that the kernels do not take, PyTorch's own operators say the same. On CUDA the result has the type of the
+input, under autocast too, so that convolutions before and after need no copy in another type; and it is in channels_last memory.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def norm_swish(x: Float[Tensor, "batch channels height width"], norm: nn.GroupNorm) -> Float[Tensor, "batch channels height width"]:
+    """`norm`, which has a learned scale and shift, then swish."""
+    kernels = _kernels(x, norm.num_groups)
+    if kernels is None:
+        return F.silu(norm(x))
+    y: Tensor = kernels.fused_group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, swish=True)
+    return y
+
+
+def norm_modulated(
+    x: Float[Tensor, "batch channels height width"],
+    scale: Float[Tensor, "batch channels"],
+    shift: Float[Tensor, "batch channels"],
+    groups: int,
+    eps: float,
+) -> Float[Tensor, "batch channels height width"]:
+    """Normalised, times each image's own scale, plus its own shift; in the type of `x`, computed in that of the scale or float32."""
+    kernels = _kernels(x, groups)
+    if kernels is None:
+        normalised = F.group_norm(x.to(scale.dtype), groups, eps=eps)
+        return torch.addcmul(shift[..., None, None], scale[..., None, None], normalised).to(x.dtype)
+    y: Tensor = kernels.fused_group_norm(x, scale, shift, groups, eps, swish=False)
+    return y
+
+
+def _kernels(x: Tensor, groups: int) -> ModuleType | None:
+    """The module of the CUDA kernels if it is there and takes these values."""
+    kernels = _cuda_kernels() if x.is_cuda else None
+    return kernels if kernels is not None and kernels.fits(x, groups) else None
+
+
+@cache
+def _cuda_kernels() -> ModuleType | None:
+    """The module of the CUDA kernels, None where Triton is not installed."""
+    try:
+        from token_methods.gaussiantoken import group_norm_triton
+    except ImportError:
+        return None
+    return group_norm_triton
