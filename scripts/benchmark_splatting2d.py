@@ -4,9 +4,11 @@
     python scripts/benchmark_splatting2d.py --output splatting.json  # and the same as JSON
 
 Every case is drawn by `splat` and by its torch backend first, and nothing is timed where their maps or gradients differ. Medians
-in milliseconds: on CUDA between events around one call on an idle device, so that the host's work counts; forward under
-`no_grad`, forward + backward with the gradients of all fields. "dense" is a plain sum over all pairs of pixel and Gaussian, without
-tiles or a cut; where all pairs at once would take too much memory it goes through 16 rows after 16 rows and keeps nothing.
+in milliseconds; forward under `no_grad`, forward + backward with the gradients of all fields. On CUDA everything is timed between
+events. "call" is one eager call on an idle device, so that the host's work counts; "device" is one of many replays of the same work
+captured in a CUDA graph, which the host only starts: what a call costs where the device has other work before it. "dense" is a call of
+a plain sum over all pairs of pixel and Gaussian, without tiles or a cut; where all pairs at once would take too much memory it goes
+through 16 rows after 16 rows and keeps nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ SEED = 0
 DENSE_ROWS = 16
 DENSE_PAIRS = 2**24
 """Pairs that the dense sum takes at once."""
+REPLAYS = 20
+"""Of a captured graph between two events."""
 SLOW_MS = 50.0
 """A call that takes longer is repeated three times only."""
 
@@ -78,6 +82,8 @@ class Row:
     both: float
     aim_forward: float | None
     aim_both: float | None
+    device_forward: float | None = None
+    device_both: float | None = None
     dense_forward: float | None = None
     dense_both: float | None = None
 
@@ -156,6 +162,24 @@ def milliseconds(call: Callable[[], object], device: str, repeats: int) -> float
     return statistics.median(once() for _ in range(repeats if warm < SLOW_MS else min(3, repeats)))
 
 
+def device_milliseconds(call: Callable[[], object], repeats: int) -> float:
+    """Median over the means of replays of one captured call."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+
+    def replays() -> None:
+        for _ in range(REPLAYS):
+            graph.replay()
+
+    return milliseconds(replays, "cuda", repeats) / REPLAYS
+
+
 def time_case(case: Case, device: str, repeats: int, dense_pairs: int) -> Row:
     """Check, then time; the dense sum only up to `dense_pairs` pairs."""
     gaussians = gaussians_of(case, device)
@@ -164,18 +188,21 @@ def time_case(case: Case, device: str, repeats: int, dense_pairs: int) -> Row:
     cotangent = torch.randn(case.batch, case.channels, case.height, case.width, generator=generator).to(device)
     check(case, gaussians, cotangent)
 
-    def times(draw: Callable[[Gaussians2D, int, int], Tensor]) -> tuple[float, float]:
+    def times(draw: Callable[[Gaussians2D, int, int], Tensor], timed: Callable[[Callable[[], object]], float]) -> tuple[float, float]:
         def both() -> None:
             torch.autograd.grad(draw(gaussians, case.height, case.width), inputs, cotangent)
 
         with torch.no_grad():
-            forward = milliseconds(lambda: draw(gaussians, case.height, case.width), device, repeats)
-        return forward, milliseconds(both, device, repeats)
+            forward = timed(lambda: draw(gaussians, case.height, case.width))
+        return forward, timed(both)
 
+    calls = partial(milliseconds, device=device, repeats=repeats)
     aims = (case.aim_forward, case.aim_both) if device == "cuda" else (None, None)
-    row = Row(str(case), *times(splat), *aims)
+    row = Row(str(case), *times(splat, calls), *aims)
+    if device == "cuda":
+        row.device_forward, row.device_both = times(splat, partial(device_milliseconds, repeats=repeats))
     if case.pairs <= dense_pairs:
-        row.dense_forward, row.dense_both = times(dense_splat)
+        row.dense_forward, row.dense_both = times(dense_splat, calls)
     return row
 
 
@@ -185,9 +212,13 @@ def markdown(rows: list[Row]) -> str:
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
-    lines = ["| case | forward | aim | forward + backward | aim | dense forward | dense both |", "|---|---|---|---|---|---|---|"]
+    timed = ["forward: call", "device", "aim", "forward + backward: call", "device", "aim"]
+    columns = ["case", *timed, "dense forward: call", "dense both: call"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
-        numbers = (row.forward, row.aim_forward, row.both, row.aim_both, row.dense_forward, row.dense_both)
+        forward = row.forward, row.device_forward, row.aim_forward
+        both = row.both, row.device_both, row.aim_both
+        numbers = (*forward, *both, row.dense_forward, row.dense_both)
         lines.append(f"| {row.case} | " + " | ".join(shown(number) for number in numbers) + " |")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""One small run that the tests of the commands share."""
+"""Small runs that the tests of the commands share: one on scenes, one on pictures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image
 
 from tests import tiny_runs
+from tests.tiny_pictures import tiny_picture_config, tiny_pictures, write_folder
 from tests.tiny_scenes import write_tiny_scene, write_tiny_scenes
 from token_methods.commands.main import main
 from token_methods.core import perceptual
@@ -46,6 +48,29 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run on `scenes`: three to train on, one held out. Not to be changed."""
     torch.set_num_threads(1)
     return tiny_runs.run(tiny_runs.tiny_config(scenes, tmp_path_factory.mktemp("outputs"), steps=4, num_gs_tokens=32))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures to train on, five held out. Not to be changed."""
+    return write_folder(tmp_path_factory.mktemp("pictures") / "pictures")
+
+
+@pytest.fixture(scope="session")
+def picture_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run on `pictures`. Not to be changed."""
+    torch.set_num_threads(1)
+    return tiny_runs.run(tiny_picture_config(pictures, tmp_path_factory.mktemp("picture runs"), steps=2))
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures outside the run's data. Not to be changed."""
+    folder = tmp_path_factory.mktemp("data") / "others"
+    folder.mkdir()
+    for number, pixels in enumerate(tiny_pictures(3, seed=5)):
+        Image.fromarray(pixels).resize((50, 40)).save(folder / f"other_{number}.png")
+    return folder
 
 
 @pytest.fixture

@@ -123,6 +123,18 @@ def test_float32_under_autocast_and_views_as_inputs():
     assert table.grad.isfinite().all() and table.grad.any()
 
 
+def test_inputs_may_begin_anywhere_in_memory():
+    gaussians = some_gaussians(2, 40, 3).to("cuda")
+    plain = splat(gaussians, 32, 32)
+    assert torch.equal(splat(gaussians, 32, 32), plain)  # the kernel is kept by now
+
+    def shifted(value: Tensor) -> Tensor:
+        return torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
+
+    assert shifted(gaussians.features).data_ptr() % 16 == 4
+    assert torch.equal(splat(gaussians.map(shifted), 32, 32), plain)
+
+
 def test_float64_is_drawn_by_torch():
     gaussians = some_gaussians(2, 40, 3).map(Tensor.double)
     assert (splat(gaussians.to("cuda"), 20, 20).cpu() - splat(gaussians, 20, 20)).abs().max() < 1e-12

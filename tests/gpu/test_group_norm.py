@@ -143,7 +143,7 @@ def test_bfloat16_networks_stay_in_channels_last_and_keep_half_the_memory(monkey
     left: list[nn.Module] = []
 
     def look(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if output.dtype != torch.bfloat16 or not output.is_contiguous(memory_format=torch.channels_last):
+        if output.ndim == 4 and not (output.dtype == torch.bfloat16 and output.is_contiguous(memory_format=torch.channels_last)):
             left.append(module)
 
     for network, x in networks():
@@ -151,8 +151,8 @@ def test_bfloat16_networks_stay_in_channels_last_and_keep_half_the_memory(monkey
             module.register_forward_hook(look)
         with torch.autocast("cuda", dtype=torch.bfloat16):
             network(x)
-    # The 1 x 1 skip of unchanged channels hands its input on, whatever it is.
-    assert not [module for module in left if not isinstance(module, nn.Identity)]
+    assert not left
+    kept_bytes()  # libraries allocate what they keep for ever
     fused = kept_bytes()
     monkeypatch.setattr(group_norm, "_kernels", lambda x, groups: None)
     assert fused < 0.6 * kept_bytes()

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from tyro.conf import AvoidSubcommands
+
 
 @dataclass(frozen=True)
 class EmbedderArchitecture:
@@ -63,7 +65,7 @@ class GaussianTokenArchitecture:
     """Channels of the CNN's levels over `channels`, finest first; each level but the last halves the map."""
     code_dim: int
     """Channels of a code, and of the feature map that is decoded."""
-    embedder: EmbedderArchitecture | None
+    embedder: AvoidSubcommands[EmbedderArchitecture | None]
     """None: the baseline without Gaussians (VQGAN), whose tokens are the cells of the map."""
     channels: int = 128
     """Channels of the CNN at full resolution. A multiple of 32."""

@@ -6,13 +6,15 @@ input, under autocast too, so that convolutions before and after need no copy in
 
 from __future__ import annotations
 
-from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+HAS_TRITON = find_spec("triton") is not None
 
 
 def norm_swish(x: Float[Tensor, "batch channels height width"], norm: nn.GroupNorm) -> Float[Tensor, "batch channels height width"]:
@@ -40,17 +42,15 @@ def norm_modulated(
     return y
 
 
+def is_fused(x: Float[Tensor, "batch channels height width"], groups: int) -> bool:
+    """Whether values like these are normalised by the fused kernels."""
+    return _kernels(x, groups) is not None
+
+
 def _kernels(x: Tensor, groups: int) -> ModuleType | None:
-    """The module of the CUDA kernels if it is there and takes these values."""
-    kernels = _cuda_kernels() if x.is_cuda else None
-    return kernels if kernels is not None and kernels.fits(x, groups) else None
-
-
-@cache
-def _cuda_kernels() -> ModuleType | None:
-    """The module of the CUDA kernels, None where Triton is not installed."""
-    try:
-        from token_methods.gaussiantoken import group_norm_triton
-    except ImportError:
+    """The module of the fused normalisation if its CUDA kernels are there and take these values."""
+    if not (x.is_cuda and HAS_TRITON):
         return None
-    return group_norm_triton
+    from token_methods.gaussiantoken import group_norm_autograd
+
+    return group_norm_autograd if group_norm_autograd.fits(x, groups) else None

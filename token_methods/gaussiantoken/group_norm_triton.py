@@ -15,13 +15,14 @@ image (a sum over the parts gives the gradients of scale and shift); the gradien
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+
+from token_methods.rendering.kernel_launch import Launcher, power_of_two
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_CHANNELS = 1024
@@ -46,97 +47,6 @@ def fits(x: Tensor, groups: int) -> bool:
     )
 
 
-def fused_group_norm(
-    x: Float[Tensor, "batch channels height width"],
-    scale: Float[Tensor, "channels"] | Float[Tensor, "batch channels"],
-    shift: Float[Tensor, "channels"] | Float[Tensor, "batch channels"],
-    groups: int,
-    eps: float,
-    swish: bool,
-) -> Float[Tensor, "batch channels height width"]:
-    """`scale * normalised + shift` in the type of `x` and channels_last, times its own sigmoid if `swish`.
-
-    Differentiable once with respect to `x`, `scale` and `shift`. In a graph that is compiled it is an operator of its own, whose
-    kernels stay as they are: Inductor's code for a normalisation over strided groups reads memory in small pieces. In eager mode a
-    plain autograd function costs the host less.
-    """
-    if torch.compiler.is_compiling():
-        y: Tensor = _operator(x, scale, shift, groups, eps, swish)[0]
-        return y
-    result: Tensor = _FusedGroupNorm.apply(x, scale, shift, groups, eps, swish)
-    return result
-
-
-class _FusedGroupNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, swish: bool) -> Tensor:
-        x, scale, shift = x.contiguous(memory_format=torch.channels_last), scale.contiguous(), shift.contiguous()
-        y, statistics = _normalise(x, scale, shift, groups, eps, swish)
-        ctx.save_for_backward(x, statistics, scale, shift)
-        ctx.swish = swish
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, statistics, scale, shift = ctx.saved_tensors
-        return *_differentiate(grad, x, statistics, scale, shift, ctx.swish), None, None, None
-
-
-# The same as an operator that a compiler does not look into.
-
-
-@torch.library.custom_op(
-    "nerfstudio_tokens::group_norm",
-    mutates_args=(),
-    schema="(Tensor x, Tensor scale, Tensor shift, int groups, float eps, bool swish) -> (Tensor, Tensor)",
-)
-def _operator(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, swish: bool) -> tuple[Tensor, Tensor]:
-    return _normalise(x.contiguous(memory_format=torch.channels_last), scale.contiguous(), shift.contiguous(), groups, eps, swish)
-
-
-@_operator.register_fake
-def _operator_shapes(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, swish: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.channels_last), x.new_empty(x.shape[0], 2, groups, dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    "nerfstudio_tokens::group_norm_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor statistics, Tensor scale, Tensor shift, bool swish) -> (Tensor, Tensor, Tensor)",
-)
-def _backward_operator(
-    grad: Tensor, x: Tensor, statistics: Tensor, scale: Tensor, shift: Tensor, swish: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, scale, shift = x.contiguous(memory_format=torch.channels_last), scale.contiguous(), shift.contiguous()
-    x_grad, scale_grad, shift_grad = _differentiate(grad, x, statistics, scale, shift, swish)
-    # Views of one tensor, which an operator's results may not be.
-    return x_grad, scale_grad.clone(memory_format=torch.contiguous_format), shift_grad.clone(memory_format=torch.contiguous_format)
-
-
-@_backward_operator.register_fake
-def _backward_operator_shapes(
-    grad: Tensor, x: Tensor, statistics: Tensor, scale: Tensor, shift: Tensor, swish: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.channels_last), scale.new_empty(scale.shape), shift.new_empty(shift.shape)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, scale, shift, _, _, ctx.swish = inputs
-    ctx.save_for_backward(x, output[1], scale, shift)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _operator_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward_operator(grad, *ctx.saved_tensors, ctx.swish), None, None, None
-
-
-_operator.register_autograd(_operator_backward, setup_context=_keep)
-
-
-# What is launched.
-
-
 @cache
 def _shares(pixels: int, channels: int, numbers: int) -> tuple[int, int, int]:
     """Rows of a block, rows of a part of an image, and number of parts; no part is empty."""
@@ -145,7 +55,7 @@ def _shares(pixels: int, channels: int, numbers: int) -> tuple[int, int, int]:
     return rows, rows * steps, -(-pixels // (rows * steps))
 
 
-def _normalise(
+def normalise(
     x: Float[Tensor, "batch channels height width"], scale: Tensor, shift: Tensor, groups: int, eps: float, swish: bool
 ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch 2 groups"]]:
     """The result, and mean and reciprocal deviation of each group. `x` is in channels_last, scale and shift are contiguous."""
@@ -155,16 +65,14 @@ def _normalise(
     y = torch.empty_like(x, memory_format=torch.channels_last)
     moments = torch.empty((batch, parts, 2, groups), dtype=torch.float32, device=x.device)
     statistics = torch.empty((batch, 2, groups), dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _measure[(batch * parts,)](x, moments, pixels, part_rows, parts, channels, groups, rows, num_warps=4)
-        _apply[(batch * parts,)](
-            x, y, moments, statistics, scale, shift, pixels, part_rows, parts, eps,
-            channels, groups, rows, 1 << (parts - 1).bit_length(), scale.ndim == 2, swish, num_warps=4,
-        )  # fmt: skip
+    sizes = pixels, part_rows, parts
+    _launch_measure(batch * parts, (x, moments), (*sizes, channels, groups, rows))
+    constants = channels, groups, rows, power_of_two(parts), scale.ndim == 2, swish
+    _launch_apply(batch * parts, (x, y, moments, statistics, scale, shift), (*sizes, eps, *constants))
     return y, statistics
 
 
-def _differentiate(
+def differentiate(
     grad: Float[Tensor, "batch channels height width"],
     x: Float[Tensor, "batch channels height width"],
     statistics: Float[Tensor, "batch 2 groups"],
@@ -179,15 +87,10 @@ def _differentiate(
     grad = grad.contiguous(memory_format=torch.channels_last)
     x_grad = torch.empty_like(x, memory_format=torch.channels_last)
     part_sums = torch.empty((batch, parts, 2, channels), dtype=torch.float32, device=x.device)
-    constants = channels, groups, rows, scale.ndim == 2, swish
-    with torch.cuda.device_of(x):
-        _sum_gradients[(batch * parts,)](
-            x, grad, statistics, scale, shift, part_sums, pixels, part_rows, parts, *constants, num_warps=4
-        )  # fmt: skip
-        sums = part_sums.sum(dim=1)
-        _input_gradient[(batch * parts,)](
-            x, grad, x_grad, statistics, scale, shift, sums, pixels, part_rows, parts, *constants, num_warps=4
-        )  # fmt: skip
+    numbers = pixels, part_rows, parts, channels, groups, rows, scale.ndim == 2, swish
+    _launch_sum_gradients(batch * parts, (x, grad, statistics, scale, shift, part_sums), numbers)
+    sums = part_sums.sum(dim=1)
+    _launch_input_gradient(batch * parts, (x, grad, x_grad, statistics, scale, shift, sums), numbers)
     shift_grad, scale_grad = (sums if scale.ndim == 2 else sums.sum(dim=0, keepdim=True)).unbind(dim=1)
     return x_grad, scale_grad.reshape(scale.shape).to(scale.dtype), shift_grad.reshape(shift.shape).to(shift.dtype)
 
@@ -235,7 +138,7 @@ def _apply(
     place = moments + (image * parts + part[:, None]) * 2 * GROUPS + group[None, :]
     part_mean = tl.load(place, (part < parts)[:, None], 0.0)
     part_squares = tl.load(place + GROUPS, (part < parts)[:, None], 0.0)
-    count = pixels.to(tl.float32) * (CHANNELS // GROUPS)
+    count = 1.0 * pixels * (CHANNELS // GROUPS)  # one pixel is a constant, not a tensor
     mean = tl.sum(size * part_mean, 0) / count
     away = part_mean - mean[None, :]
     inverse = tl.rsqrt(tl.sum(part_squares + size * away * away, 0) / count + eps)
@@ -296,7 +199,7 @@ def _input_gradient(
     channel = tl.arange(0, CHANNELS)
     own = channel + image * CHANNELS if PER_IMAGE else channel
     factor, addend = tl.load(scale + own).to(tl.float32), tl.load(shift + own).to(tl.float32)
-    count = pixels.to(tl.float32) * (CHANNELS // GROUPS)
+    count = 1.0 * pixels * (CHANNELS // GROUPS)  # one pixel is a constant, not a tensor
     total = sums + image * 2 * CHANNELS + channel
     # What a group's mean and deviation take away.
     level = _to_channels(_of_groups(factor * tl.load(total), CHANNELS, GROUPS) / count, CHANNELS, GROUPS)
@@ -347,3 +250,8 @@ def _slopes(x, grad, place, there, mean, inverse, factor, addend, SWISH: tl.cons
         sigmoid = tl.sigmoid(value)
         slope *= sigmoid * (1.0 + value * (1.0 - sigmoid))
     return normalised, slope
+
+
+_launch_measure, _launch_apply, _launch_sum_gradients, _launch_input_gradient = (
+    Launcher(kernel, num_warps=4) for kernel in (_measure, _apply, _sum_gradients, _input_gradient)
+)

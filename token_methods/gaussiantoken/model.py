@@ -43,6 +43,8 @@ class GaussianTokenModelConfig(GaussianSceneModelConfig):
     """Precision of convolutions on a GPU; Gaussians, codebook and splatting are always float32."""
     recomputed_levels: int = 0
     """Finest levels of the convolutional networks whose activations are computed again in the backward pass, which saves memory."""
+    compiled: bool = False
+    """Compile the convolutional networks on a GPU: the first step takes a minute or two, and so does each other size of batch."""
     lpips_weights: Path | None = None
     """LPIPS weights for a loss with loss.perceptual > 0; by default the cache folders are searched."""
     tuning_steps: Suppress[int] = 0
@@ -134,6 +136,20 @@ class GaussianTokenModel(PictureModel):
 
     config: GaussianTokenModelConfig
     step_parts = (("generator",), ("discriminator",))
+
+    def __init__(self, config: GaussianTokenModelConfig, *args: Any, device: torch.device | str = "cpu", **kwargs: Any) -> None:
+        super().__init__(config, *args, device=device, **kwargs)
+        if config.compiled and torch.device(device).type == "cuda":
+            self.compile_convolutions()
+
+    def compile_convolutions(self, backend: str = "inductor") -> None:
+        """Compile both convolutional networks, and those of the running average, when they are next called. Weights keep their names.
+
+        Only now, when the average has been copied: a compiled network would be copied without.
+        """
+        for network in (self.network, *([] if self.average is None else [self.average.module])):
+            for part in ("img_encoder", "img_decoder"):
+                network.get_submodule(part).compile(backend=backend)
 
     def populate_modules(self) -> None:
         super().populate_modules()
@@ -246,11 +262,14 @@ class GaussianTokenModel(PictureModel):
             from token_methods.core.perceptual import LpipsUnavailable, load_lpips
 
             try:
-                self._lpips.append(load_lpips("vgg", self.config.lpips_weights).to(self.device))
+                lpips = load_lpips("vgg", self.config.lpips_weights).to(self.device)
             except LpipsUnavailable as missing:
                 raise LpipsUnavailable(
                     f"{missing}; name a file with --pipeline.model.lpips-weights, or train without with --pipeline.model.loss.perceptual 0"
                 ) from missing
+            if self.device.type == "cuda":
+                lpips.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._lpips.append(lpips)
         return self._lpips[0]
 
 
@@ -264,7 +283,8 @@ def code_diversity(indices: Int64[Tensor, "batch n"], codebook_size: int) -> Flo
 
 
 def _signed(views: Views) -> Float[Tensor, "batch 3 height width"]:
-    """The only view of each scene, in -1..1 as the network takes it."""
+    """The only view of each scene, in -1..1 as the network takes it; on CUDA in channels_last, which convolutions hand on."""
     if views.images is None or views.num_views != 1:
         raise ValueError("GaussianToken takes single images: one view per scene, with its picture")
-    return views.images[:, 0] * 2 - 1
+    images = views.images[:, 0]
+    return (images.contiguous(memory_format=torch.channels_last) if images.is_cuda else images) * 2 - 1

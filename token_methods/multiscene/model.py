@@ -179,8 +179,12 @@ class FeedForwardModel(Model):
         """Trained parameters by the name of their optimiser in the method's configuration."""
 
     def tune(self, tokens: Any, context: Views, steps: int, learning_rate: float, progress: Progress | None = None) -> Any:
-        """Tokens fitted to the context views of one scene, weights fixed. Methods that cannot, refuse."""
-        raise ValueError(f"{type(self).__name__} has no test-time tuning: set tuning steps to 0")
+        """Tokens fitted to the context views of one scene, weights fixed.
+
+        Raises:
+            SettingsError: the method cannot.
+        """
+        raise SettingsError(f"{type(self).__name__} has no test-time tuning: leave --tuning-steps out, or set it to 0")
 
     def load_initial_weights(self, path: Path) -> None:
         """Start from the network of another run, which must fit key by key; methods with rules for related networks say their own.

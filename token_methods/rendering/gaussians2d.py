@@ -97,16 +97,26 @@ def splat(gaussians: Gaussians2D, height: int, width: int, published: bool = Fal
     """
     if height < 1 or width < 1:
         raise ValueError(f"a feature map needs at least one pixel, got height {height} and width {width}")
-    values = [gaussians.means, gaussians.scales, gaussians.rotations, gaussians.features, gaussians.opacities]
-    dtype = reduce(torch.promote_types, [value.dtype for value in values if value is not None], torch.float32)
-    means, scales, rotations, features, opacities = [None if value is None else value.to(dtype) for value in values]
-    assert means is not None and scales is not None and rotations is not None and features is not None
+    means, scales, rotations, features, opacities = _one_type(gaussians)
     if published:
         limit = PUBLISHED_TILE_LIMIT if gaussians.num_channels == 3 else None
         return splat_tiles(means, scales, rotations, features, opacities, height, width, limit, published_backward=True)
-    kernels = _cuda_kernels() if means.is_cuda and dtype == torch.float32 and features.numel() else None
+    kernels = _cuda_kernels() if means.is_cuda and means.dtype == torch.float32 and features.numel() else None
     draw: Callable[..., Tensor] = splat_tiles if kernels is None else kernels.splat_fused
     return draw(means, scales, rotations, features, opacities, height, width)
+
+
+def _one_type(gaussians: Gaussians2D) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """All fields in the type that they are drawn in."""
+    means, scales, rotations, features, opacities = (
+        gaussians.means, gaussians.scales, gaussians.rotations, gaussians.features, gaussians.opacities,
+    )  # fmt: skip
+    dtypes = {means.dtype, scales.dtype, rotations.dtype, features.dtype, means.dtype if opacities is None else opacities.dtype}
+    if dtypes == {torch.float32}:
+        return means, scales, rotations, features, opacities
+    dtype = reduce(torch.promote_types, dtypes, torch.float32)
+    opacities = None if opacities is None else opacities.to(dtype)
+    return means.to(dtype), scales.to(dtype), rotations.to(dtype), features.to(dtype), opacities
 
 
 @cache

@@ -15,6 +15,7 @@ The forward pass looks at every pair of tile and Gaussian, but not of pixel and 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from token_methods.rendering import gaussians2d_torch
+from token_methods.rendering.kernel_launch import Launcher, power_of_two
 
 MOST_CHANNELS = 16
 """Channels that a program holds in registers; more are drawn in groups."""
@@ -58,9 +60,11 @@ def splat_fused(
 
     Differentiable once with respect to all tensors.
     """
-    groups = features.split(MOST_CHANNELS, dim=-1) if features.shape[2] > MOST_CHANNELS else (features,)
-    images: list[Tensor] = [_SplatFused.apply(means, scales, rotations, group, opacities, height, width) for group in groups]
-    return images[0] if len(images) == 1 else torch.cat(images, dim=1)
+    if features.shape[2] <= MOST_CHANNELS:
+        image: Tensor = _SplatFused.apply(means, scales, rotations, features, opacities, height, width)
+        return image
+    groups = features.split(MOST_CHANNELS, dim=-1)
+    return torch.cat([_SplatFused.apply(means, scales, rotations, group, opacities, height, width) for group in groups], dim=1)
 
 
 class _SplatFused(torch.autograd.Function):
@@ -72,16 +76,14 @@ class _SplatFused(torch.autograd.Function):
         opacities = None if opacities is None else opacities.contiguous()
         ctx.save_for_backward(means, scales, rotations, features, opacities)
         batch, count, channels = features.shape
-        tiles = batch * triton.cdiv(height, TILE.value) * triton.cdiv(width, TILE.value)
-        programs = min(MOST_PROGRAMS, tiles)
-        chunk = min(MOST_CHUNK, max(16, triton.next_power_of_2(count)))
-        image = features.new_empty(batch, channels, height, width)
-        records = features.new_empty(programs, chunk, RECORD.value)
-        with torch.cuda.device_of(features):
-            _draw_tiles[(programs,)](
-                means, scales, rotations, features, opacities, records, image, tiles, count, channels, height, width,
-                HAS_OPACITY=opacities is not None, CHANNELS=triton.next_power_of_2(channels), CHUNK=chunk, num_warps=4,
-            )  # fmt: skip
+        tiles, programs, chunk, padded = _sizes(batch, count, channels, height, width)
+        image = features.new_empty((batch, channels, height, width))
+        records = features.new_empty((programs, chunk, RECORD.value))
+        _launch_draw_tiles(
+            programs,
+            (means, scales, rotations, features, opacities, records, image),
+            (tiles, count, channels, height, width, opacities is not None, padded, chunk),
+        )
         return image
 
     @staticmethod
@@ -89,14 +91,23 @@ class _SplatFused(torch.autograd.Function):
     def backward(ctx: Any, grad: Float[Tensor, "batch channels height width"]) -> tuple[Tensor | None, ...]:
         means, scales, rotations, features, opacities = ctx.saved_tensors
         batch, count, channels = features.shape
-        height, width = grad.shape[2:]
-        gradients = [None if value is None else torch.empty_like(value) for value in ctx.saved_tensors]
-        with torch.cuda.device_of(features):
-            _differentiate_gaussian[(batch * count,)](
-                means, scales, rotations, features, opacities, grad.contiguous(), *gradients, count, channels, height, width,
-                HAS_OPACITY=opacities is not None, CHANNELS=triton.next_power_of_2(channels), num_warps=1,
-            )  # fmt: skip
-        return *gradients, None, None
+        _, _, height, width = grad.shape
+        widths = (2, 2, 1, channels) if opacities is None else (2, 2, 1, channels, 1)
+        gradients = features.new_empty((batch, count, sum(widths)))  # one allocation, one argument
+        _launch_differentiate_gaussian(
+            batch * count,
+            (means, scales, rotations, features, opacities, grad.contiguous(), gradients),
+            (count, channels, height, width, opacities is not None, power_of_two(channels)),
+        )
+        parts = gradients.split_with_sizes(widths, dim=-1)
+        return *parts, *(None,) * (7 - len(parts))
+
+
+@cache
+def _sizes(batch: int, count: int, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Tiles, programs that draw them, Gaussians that these look at together, and channels, the last two as powers of two."""
+    tiles = batch * -(-height // TILE.value) * -(-width // TILE.value)
+    return tiles, min(MOST_PROGRAMS, tiles), min(MOST_CHUNK, max(16, power_of_two(count))), power_of_two(channels)
 
 
 @triton.jit
@@ -177,11 +188,7 @@ def _differentiate_gaussian(
     features,
     opacities,
     image_grad,
-    means_grad,
-    scales_grad,
-    rotations_grad,
-    features_grad,
-    opacities_grad,
+    gradients,
     count,
     channels,
     height,
@@ -189,7 +196,7 @@ def _differentiate_gaussian(
     HAS_OPACITY: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """All gradients of one Gaussian."""
+    """All gradients of one Gaussian: of its centre, scales, angle, features and opacity, in one row of `gradients`."""
     gaussian = tl.program_id(0).to(tl.int64)
     image = image_grad + gaussian // count * channels * height * width
     channel = tl.arange(0, CHANNELS)
@@ -245,14 +252,15 @@ def _differentiate_gaussian(
     uu, uv, vv = tl.sum(sum_uu, 0), tl.sum(sum_uv, 0), tl.sum(sum_vv, 0)
     is_flat = first * second == 0
     first, second = tl.where(is_flat, 1.0, first), tl.where(is_flat, 1.0, second)
-    tl.store(means_grad + 2 * gaussian, 0.5 * width * (ux * u_1 + vx * v_1))
-    tl.store(means_grad + 2 * gaussian + 1, 0.5 * height * (uy * u_1 + vy * v_1))
-    tl.store(scales_grad + 2 * gaussian, -uu / first)
-    tl.store(scales_grad + 2 * gaussian + 1, -vv / second)
-    tl.store(rotations_grad + gaussian, uv * (first / second - second / first))
-    tl.store(features_grad + gaussian * channels + channel, tl.sum(sum_features, 1), channel < channels)
+    row = gradients + gaussian * (5 + channels + HAS_OPACITY)
+    tl.store(row, 0.5 * width * (ux * u_1 + vx * v_1))
+    tl.store(row + 1, 0.5 * height * (uy * u_1 + vy * v_1))
+    tl.store(row + 2, -uu / first)
+    tl.store(row + 3, -vv / second)
+    tl.store(row + 4, uv * (first / second - second / first))
+    tl.store(row + 5 + channel, tl.sum(sum_features, 1), channel < channels)
     if HAS_OPACITY:
-        tl.store(opacities_grad + gaussian, tl.where(opacity > 0, -one / opacity, 0.0))
+        tl.store(row + 5 + channels, tl.where(opacity > 0, -one / opacity, 0.0))
 
 
 @triton.jit
@@ -276,3 +284,7 @@ def _whitening(scales, rotations, gaussian, present):
     angle = tl.load(rotations + gaussian, present, 0.0)
     cos, sin = tl.cos(angle), tl.sin(angle)
     return cos / first, -sin / first, sin / second, cos / second
+
+
+_launch_draw_tiles = Launcher(_draw_tiles, num_warps=4)
+_launch_differentiate_gaussian = Launcher(_differentiate_gaussian, num_warps=1)
