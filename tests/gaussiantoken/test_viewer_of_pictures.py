@@ -72,6 +72,8 @@ def test_layers_controls_and_one_frustum(runs: Callable[[bool], Path]) -> None:
         wait_for_full_picture(viewer)
         assert {control.name for _, control in viewer.viewer_elements} == {"Scene", "Encode", "Photographs", "Tokens kept", "Token"}
         assert [message["name"] for message in browser.all("CameraFrustumMessage")] == ["/context/00000"]
+        assert not any(frustum.visible for frustum in viewer.pipeline.scene_viewer._frusta)
+        assert viewer.show_images.visible and not viewer.hide_images.visible
         layers = ["rgb", "input", "error", "ellipses", "token", "depth", "accumulation"]
         assert [name for name in viewer.control_panel._output_render.options if name != "gl_z_buf_depth"] == layers
         rgb = shown(browser)

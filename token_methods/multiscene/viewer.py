@@ -27,6 +27,7 @@ from nerfstudio.viewer.viewer_elements import (
 from PIL import Image
 from viser import transforms
 
+from token_methods.multiscene.image_sets import PictureDataset
 from token_methods.multiscene.message_picture import pictures_or_messages
 from token_methods.multiscene.model import FeedForwardModel
 
@@ -97,6 +98,9 @@ class SceneViewer(ViewerControl):
         self._max_frusta, viewer.config.max_num_display_images = viewer.config.max_num_display_images, 0
         viewer.hide_images.on_click(lambda _: self._set_frusta_visible(False))
         viewer.show_images.on_click(lambda _: self._set_frusta_visible(True))
+        # The nominal camera of a picture would hang right in front of it.
+        self._frusta_visible = not isinstance(self._pipeline.datamanager.train_dataset, PictureDataset)
+        viewer.hide_images.visible, viewer.show_images.visible = self._frusta_visible, not self._frusta_visible
         self._draw_cameras()
         self.viser_server.on_client_connect(self._place_client)
 
