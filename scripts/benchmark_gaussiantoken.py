@@ -2,15 +2,15 @@
 
     python scripts/benchmark_gaussiantoken.py                                  # ImageNet preset on CUDA; a tiny one on a CPU
     python scripts/benchmark_gaussiantoken.py --preset cifar --train-batch 384 --profile
-    python scripts/benchmark_gaussiantoken.py --rows reconstruction compiled-reconstruction --norms fused torch
+    python scripts/benchmark_gaussiantoken.py --calls graphs eager --norms fused torch
 
-Weights and images are random (seed 0), which changes no time. LPIPS has the network's shape and random weights. Compiling takes a
-minute or more a row; those rows come last.
+Weights and images are random (seed 0), which changes no time. LPIPS has the network's shape and random weights.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import statistics
 import time
@@ -35,10 +35,10 @@ from token_methods.gaussiantoken.network import GaussianTokenNetwork
 
 SIZE = 8192
 """Rows and columns of the matrices that the device's rate is measured with."""
-RowName = Literal["reconstruction", "training", "compiled-reconstruction", "compiled-training"]
-ROWS: tuple[RowName, ...] = ("reconstruction", "training", "compiled-reconstruction", "compiled-training")
+RowName = Literal["reconstruction", "training"]
 AIMS = {"imagenet": "350 reconstructed images/s with 2 048 MiB, in batches of 8 on one H100"}
 Norm = Literal["fused", "torch"]
+Calls = Literal["graphs", "eager"]
 
 
 @dataclass
@@ -53,8 +53,10 @@ class Benchmark:
     """Images of a training step."""
     recomputed_levels: tuple[int, ...] = (0, 2)
     """Training is measured with each."""
-    rows: tuple[RowName, ...] = ROWS
-    """What is measured, in this order; the convolutional networks eager or compiled."""
+    rows: tuple[RowName, ...] = ("reconstruction", "training")
+    """What is measured."""
+    calls: tuple[Calls, ...] = ("graphs",)
+    """Networks replayed as CUDA graphs, as commands do on one GPU, or started kernel by kernel."""
     norms: tuple[Norm, ...] = ("fused",)
     """The norms' kernels: fused with what follows where they can run, or PyTorch's operators."""
     repeats: int = 15
@@ -69,6 +71,8 @@ class Benchmark:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cpu":
+            self.calls = ("eager",)
         self.preset = self.preset or ("imagenet" if self.device == "cuda" else "tiny")
         self.table: list[dict[str, object]] = []
         rate = self.matrix_rate()
@@ -76,23 +80,15 @@ class Benchmark:
         print(f"matrix product {SIZE if self.device == 'cuda' else SIZE // 8} squared, bfloat16: {rate:.1f} TFLOP/s")
         if self.preset in AIMS:
             print(f"aim: {AIMS[self.preset]}")
-        print("| what | norms | batch | ms | images/s | peak MiB | compile s |\n|---|---|---|---|---|---|---|", flush=True)
-        for row in sorted(set(self.rows), key=ROWS.index):
-            for norm in self.norms:
-                with contextlib.nullcontext() if norm == "fused" else mock.patch.object(group_norm, "_kernels", no_kernels):
-                    self.measure(row, self.norm_that_runs(norm))
+        print("| what | calls | norms | batch | ms | images/s | peak MiB | kept MiB |\n|---|---|---|---|---|---|---|---|", flush=True)
+        for row, calls, norm in itertools.product(self.rows, self.calls, self.norms):
+            with contextlib.nullcontext() if norm == "fused" else mock.patch.object(group_norm, "_kernels", no_kernels):
+                for levels in (0,) if row == "reconstruction" else self.recomputed_levels:
+                    measure = self.reconstruction if row == "reconstruction" else self.training
+                    measure(calls, self.norm_that_runs(norm), levels)
         if self.output is not None:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             self.output.write_text(json.dumps({"preset": self.preset, "matrix_tflops": rate, "rows": self.table}, indent=2))
-
-    def measure(self, row: RowName, norm: Norm) -> None:
-        if row.endswith("reconstruction"):
-            self.reconstruction(norm, compiled=row.startswith("compiled"))
-        elif row == "training":
-            for levels in self.recomputed_levels:
-                self.training(levels, norm, compiled=False)
-        else:
-            self.training(self.recomputed_levels[0], norm, compiled=True)
 
     def norm_that_runs(self, asked: Norm) -> Norm:
         """PyTorch's on a CPU, or where Triton is missing."""
@@ -106,8 +102,9 @@ class Benchmark:
         a, b = (torch.randn(size, size, device=self.device, dtype=torch.bfloat16) for _ in range(2))
         return float(2 * size**3 / self.median(lambda: a @ b) / 1e12)
 
-    def network(self, levels: int = 0) -> GaussianTokenNetwork:
+    def network(self, calls: Calls, levels: int) -> GaussianTokenNetwork:
         network = GaussianTokenNetwork(PRESETS[self.preset].architecture, levels).to(self.device)
+        network.replay_graphs(calls == "graphs")
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
 
@@ -116,26 +113,22 @@ class Benchmark:
         images = torch.rand(batch, 3, height, width, device=self.device) * 2 - 1
         return images.contiguous(memory_format=torch.channels_last)
 
-    def reconstruction(self, norm: Norm, compiled: bool) -> None:
-        network, images = self.network().eval(), self.images(self.batch)
-        if compiled:
-            compile_ends(network)
+    def reconstruction(self, calls: Calls, norm: Norm, levels: int) -> None:
+        network, images = self.network(calls, levels).eval(), self.images(self.batch)
 
         def call() -> None:
             with torch.inference_mode(), torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda"):
                 network.reconstruct(images)
 
-        self.row("reconstruction" + ", compiled" * compiled, norm, self.batch, call)
+        self.row("reconstruction", calls, norm, self.batch, call)
 
-    def training(self, levels: int, norm: Norm, compiled: bool) -> None:
-        network = self.network(levels).train()
+    def training(self, calls: Calls, norm: Norm, levels: int) -> None:
+        network = self.network(calls, levels).train()
         discriminator, lecam = PatchDiscriminator().to(self.device), LecamAverages().to(self.device)
         perceptual = Lpips(_LPIPS(pretrained=False, net="vgg", pnet_rand=True)).to(self.device)
         if self.device == "cuda":
             perceptual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = WeightAverage(network, 0.999)
-        if compiled:
-            compile_ends(network)
         images, weights = self.images(self.train_batch), LossWeights()
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizers = [torch.optim.AdamW(parameters, lr=1e-6, fused=True) for parameters in (trained, list(discriminator.parameters()))]
@@ -163,29 +156,26 @@ class Benchmark:
             optimizers[1].zero_grad()
             average.update_parameters(network)
 
-        name = f"training step, {levels} levels recomputed" + ", compiled" * compiled
-        self.row(name, norm, self.train_batch, call)
+        self.row(f"training step, {levels} levels recomputed", calls, norm, self.train_batch, call)
 
-    def row(self, name: str, norm: Norm, batch: int, call: Callable[[], None]) -> None:
-        started = time.perf_counter()
+    def row(self, name: str, calls: Calls, norm: Norm, batch: int, call: Callable[[], None]) -> None:
+        """Peak: of tensors, while graphs are recorded too. Kept: what stays taken, most of it by recorded activations."""
         call()
         self.synchronise()
-        first = time.perf_counter() - started
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = self.median(call)
         memory = torch.cuda.max_memory_allocated() / 2**20 if self.device == "cuda" else float("nan")
-        compile_seconds = f"{first:.0f}" if "compiled" in name else ""
-        print(
-            f"| {name} | {norm} | {batch} | {1000 * seconds:.1f} | {batch / seconds:.1f} | {memory:.0f} | {compile_seconds} |", flush=True
-        )
-        self.table.append(
-            {"name": name, "norms": norm, "batch": batch, "ms": 1000 * seconds, "images_per_second": batch / seconds, "peak_mib": memory}
-        )
-        if self.profile:
-            self.show_profile(call)
+        kept = float("nan")
         if self.device == "cuda":
             torch.cuda.empty_cache()
+            kept = torch.cuda.memory_reserved() / 2**20
+        speed = f"{1000 * seconds:.1f} | {batch / seconds:.1f}"
+        print(f"| {name} | {calls} | {norm} | {batch} | {speed} | {memory:.0f} | {kept:.0f} |", flush=True)
+        figures = {"ms": 1000 * seconds, "images_per_second": batch / seconds, "peak_mib": memory, "kept_mib": kept}
+        self.table.append({"name": name, "calls": calls, "norms": norm, "batch": batch, **figures})
+        if self.profile:
+            self.show_profile(call)
 
     def median(self, call: Callable[[], object]) -> float:
         """Seconds of a call, after warming up."""
@@ -216,12 +206,6 @@ class Benchmark:
 
 def no_kernels(x: torch.Tensor, groups: int) -> None:
     """Has every norm take PyTorch's operators."""
-
-
-def compile_ends(network: GaussianTokenNetwork) -> None:
-    """Compile the two convolutional networks in place; a compiled network cannot be copied."""
-    network.img_encoder.compile()
-    network.img_decoder.compile()
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class ReproduceCifar:
     lpips_weights: Path | None = None
     """LPIPS weights; by default the cache folders."""
     flags: str = ""
-    """Further flags of ns-train, for all, as one word: --flags="--pipeline.model.compiled True"."""
+    """Further flags of ns-train, for all, as one word: --flags="--steps-per-save 2000"."""
 
     def main(self) -> None:
         unknown = set(self.variants) - set(VARIANTS)

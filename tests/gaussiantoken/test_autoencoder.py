@@ -161,12 +161,12 @@ def test_channels_last_is_kept_throughout(make: Any, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("make", "x"), [(encoder, random(1, 3, 16, 16)), (decoder, random(1, 5, 4, 4))], ids=["encoder", "decoder"])
-def test_bfloat16_autocast_and_one_graph(make: Any, x: Tensor) -> None:
+def test_bfloat16_autocast(make: Any, x: Tensor) -> None:
     network = make()
     with torch.no_grad():
         expected = network(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            made = torch.compile(network, backend="eager", fullgraph=True)(x)
+            made = network(x)
     assert made.dtype == torch.bfloat16
     assert (made - expected).abs().max() < 0.05 * expected.abs().max()
 

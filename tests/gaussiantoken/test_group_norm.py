@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from token_methods.gaussiantoken import group_norm
 from token_methods.gaussiantoken.autoencoder import ImageDecoder, ImageEncoder
-from token_methods.gaussiantoken.group_norm import norm_modulated, norm_swish
+from token_methods.gaussiantoken.group_norm import norm_modulated, norm_swish, residual_sum
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
@@ -119,11 +119,31 @@ def test_the_kernels_are_exact(size: tuple[int, int, int, int], swish: bool, ker
 @interpreted
 def test_parts_are_united_without_losing_digits(kernels: Any) -> None:
     x, scale, shift = operands(1, 8, 16, 16, swish=True)
-    assert kernels._shares(256, 8, kernels.FORWARD_NUMBERS)[2] == 8
+    assert kernels._shares(1, 256, 8, kernels.FORWARD_NUMBERS)[2] == 8
     ours, theirs = both_ways(x + 1000, scale, shift, swish=True), exact(x + 1000, scale, shift, swish=True)
     assert_close(ours, theirs, 1e-4)  # of 1000, float32 keeps four digits after the point
     x[0, :, 4:] *= 1e-3
     assert_close(both_ways(x, scale, shift, swish=True), exact(x, scale, shift, swish=True), 2e-6)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_residual_sum_and_the_norm_that_takes_it(dtype: torch.dtype, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, cotangent = (random(2, 16, 9, 13, seed=seed).to(dtype) for seed in (5, 6, 9))
+    norm = affine_norm(16).to(dtype)
+
+    def results() -> list[Tensor]:
+        inputs = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+        total = residual_sum(*inputs, GROUPS)
+        with monkeypatch.context() as patch:
+            patch.setattr("token_methods.gaussiantoken.group_norm_autograd.measure", None)  # nothing is measured twice
+            normed = norm_swish(total, norm)
+        return [total.detach(), normed.detach(), *torch.autograd.grad(normed, [*inputs, *norm.parameters()], cotangent)]
+
+    ours = results()
+    monkeypatch.setattr(group_norm, "_kernels", lambda x, groups: None)
+    assert dtype == torch.bfloat16 or torch.equal(ours[0], x + y)  # the interpreter cuts to 16 bits where a GPU rounds
+    assert_close(ours, [value.double() for value in results()], 2e-6 if dtype == torch.float32 else 0.03)
 
 
 @interpreted
@@ -147,14 +167,11 @@ def test_what_the_kernels_cannot_take_is_left_to_pytorch(kernels: Any) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("compiled", [False, True])
-def test_encoder_and_decoder_are_the_same_with_it(compiled: bool, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_and_decoder_are_the_same_with_it(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def results() -> list[Tensor]:
         torch.manual_seed(0)
         values = []
         for network, x in ((ImageEncoder(32, (1, 2), 1, 3), random(1, 3, 4, 8)), (ImageDecoder(32, (1, 2), 1, 3), random(1, 3, 2, 4))):
-            if compiled and group_norm._kernels(torch.zeros(1, 32, 1, 1), 32) is not None:
-                network.compile(backend="aot_eager", fullgraph=True)
             y = network.to(memory_format=torch.channels_last)(x)
             values += [y.detach(), *torch.autograd.grad(y, list(network.parameters()), random(*y.shape, seed=8))]
         return values
@@ -163,10 +180,3 @@ def test_encoder_and_decoder_are_the_same_with_it(compiled: bool, kernels: Any, 
     monkeypatch.setattr(group_norm, "_kernels", lambda x, groups: None)
     # Small gradients are the rests of large sums.
     assert_close(ours, [value.double() for value in results()], 1e-4)
-
-
-@interpreted
-def test_the_operator_for_compilers_is_one(kernels: Any) -> None:
-    x, scale, shift = operands(2, 8, 3, 5, swish=True)
-    inputs = [value.requires_grad_() for value in (x, scale, shift)]
-    torch.library.opcheck(torch.ops.nerfstudio_tokens.group_norm.default, (*inputs, GROUPS, EPS, True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 
 class WeightAverage(AveragedModel):
@@ -13,7 +14,8 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        super().__init__(network)
+        self.decay = decay
         self.requires_grad_(False)
         self.restart(network)
 
@@ -22,6 +24,14 @@ class WeightAverage(AveragedModel):
         self.module.load_state_dict(network.state_dict())
         self.n_averaged.fill_(1)  # at 0 the first update would copy instead of average
         self.train()
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """One step after the weights of `model`. As PyTorch's own, which sorts hundreds of tensors by device and type for it each time."""
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - self.decay)
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(buffers, list(model.buffers()))
+        self.n_averaged.add_(1)
 
     def train(self, mode: bool = True) -> WeightAverage:
         """Stays in evaluation mode."""

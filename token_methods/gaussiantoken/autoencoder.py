@@ -4,7 +4,7 @@ Source: GaussianToken (Dong et al. 2025, arXiv 2501.15619), whose encoder and de
 al. 2024) without attention. Parameter names are the published checkpoint's keys below `img_encoder.` and `img_decoder.`.
 
 For speed on CUDA move the modules to `torch.channels_last` and run them under bfloat16 autocast; norms are fused with what follows them
-and keep both (see `group_norm`). They are one graph each and can be compiled (`module.compile()`).
+and keep both (see `group_norm`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from token_methods.gaussiantoken.group_norm import norm_modulated, norm_swish
+from token_methods.gaussiantoken.group_norm import norm_modulated, norm_swish, residual_sum
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels height width"]:
         branch = self.conv1(norm_swish(x, self.norm1))
         branch = self.conv2(norm_swish(branch, self.norm2))
-        return branch + self.nin_shortcut(x)
+        return residual_sum(branch, self.nin_shortcut(x), NORM_GROUPS)
 
 
 class Level(nn.Module):

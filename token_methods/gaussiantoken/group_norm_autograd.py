@@ -1,4 +1,4 @@
-"""The fused normalisation as a step that gradients go through: eagerly an autograd function, in compiled graphs an operator."""
+"""The fused normalisation, and residual sums for it, as steps that gradients go through."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from token_methods.gaussiantoken.group_norm_triton import differentiate, fits, normalise
+from token_methods.gaussiantoken.group_norm_triton import differentiate, fits, measure, normalise
 
-__all__ = ["fits", "fused_group_norm"]
+__all__ = ["fits", "fused_group_norm", "fused_sum"]
+
+
+def fused_sum(
+    a: Float[Tensor, "batch channels height width"], b: Float[Tensor, "batch channels height width"], groups: int
+) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch parts 2 groups"]]:
+    """`a + b` in channels_last, and the moments that `fused_group_norm` takes. Both have one type."""
+    result: tuple[Tensor, Tensor] = _FusedSum.apply(a, b, groups)
+    return result
 
 
 def fused_group_norm(
@@ -20,25 +28,35 @@ def fused_group_norm(
     groups: int,
     eps: float,
     swish: bool,
+    moments: Float[Tensor, "batch parts 2 groups"] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """`scale * normalised + shift` in the type of `x` and channels_last, times its own sigmoid if `swish`.
 
-    Differentiable once with respect to `x`, `scale` and `shift`. In a graph that is compiled it is an operator of its own, so that the
-    same kernels run there: a compiler would make a reduction over strided groups of it. Eagerly, a plain autograd function costs the
-    host less.
+    `moments` are those of `x` from `fused_sum`. Differentiable once with respect to `x`, `scale` and `shift`.
     """
-    if torch.compiler.is_compiling():
-        y: Tensor = _operator(x, scale, shift, groups, eps, swish)[0]
-        return y
-    result: Tensor = _FusedGroupNorm.apply(x, scale, shift, groups, eps, swish)
+    result: Tensor = _FusedGroupNorm.apply(x, scale, shift, groups, eps, swish, moments)
     return result
+
+
+class _FusedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        total, moments = measure(_in_channels_last(a), groups, _in_channels_last(b))
+        ctx.mark_non_differentiable(moments)
+        return total, moments
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, grad, None
 
 
 class _FusedGroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, swish: bool) -> Tensor:
-        x, scale, shift = x.contiguous(memory_format=torch.channels_last), scale.contiguous(), shift.contiguous()
-        y, statistics = normalise(x, scale, shift, groups, eps, swish)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, swish: bool, moments: Tensor | None) -> Tensor:
+        x, scale, shift = _in_channels_last(x), scale.contiguous(), shift.contiguous()
+        if moments is None:
+            _, moments = measure(x, groups)
+        y, statistics = normalise(x, moments, scale, shift, eps, swish)
         ctx.save_for_backward(x, statistics, scale, shift)
         ctx.swish = swish
         return y
@@ -47,55 +65,8 @@ class _FusedGroupNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, statistics, scale, shift = ctx.saved_tensors
-        return *differentiate(grad, x, statistics, scale, shift, ctx.swish), None, None, None
+        return *differentiate(grad, x, statistics, scale, shift, ctx.swish), *(None,) * 4
 
 
-# The same as an operator that a compiler does not look into.
-
-
-@torch.library.custom_op(
-    "nerfstudio_tokens::group_norm",
-    mutates_args=(),
-    schema="(Tensor x, Tensor scale, Tensor shift, int groups, float eps, bool swish) -> (Tensor, Tensor)",
-)
-def _operator(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, swish: bool) -> tuple[Tensor, Tensor]:
-    return normalise(x.contiguous(memory_format=torch.channels_last), scale.contiguous(), shift.contiguous(), groups, eps, swish)
-
-
-@_operator.register_fake
-def _operator_shapes(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, swish: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.channels_last), x.new_empty(x.shape[0], 2, groups, dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    "nerfstudio_tokens::group_norm_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor statistics, Tensor scale, Tensor shift, bool swish) -> (Tensor, Tensor, Tensor)",
-)
-def _backward_operator(
-    grad: Tensor, x: Tensor, statistics: Tensor, scale: Tensor, shift: Tensor, swish: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, scale, shift = x.contiguous(memory_format=torch.channels_last), scale.contiguous(), shift.contiguous()
-    x_grad, scale_grad, shift_grad = differentiate(grad, x, statistics, scale, shift, swish)
-    # Views of one tensor, which an operator's results may not be.
-    return x_grad, scale_grad.clone(memory_format=torch.contiguous_format), shift_grad.clone(memory_format=torch.contiguous_format)
-
-
-@_backward_operator.register_fake
-def _backward_operator_shapes(
-    grad: Tensor, x: Tensor, statistics: Tensor, scale: Tensor, shift: Tensor, swish: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.channels_last), scale.new_empty(scale.shape), shift.new_empty(shift.shape)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, scale, shift, _, _, ctx.swish = inputs
-    ctx.save_for_backward(x, output[1], scale, shift)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _operator_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward_operator(grad, *ctx.saved_tensors, ctx.swish), None, None, None
-
-
-_operator.register_autograd(_operator_backward, setup_context=_keep)
+def _in_channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

@@ -5,8 +5,9 @@ is: statistics and arithmetic are float32, what comes out has the type that went
 again from the input, so that nothing else is kept. A program owns some rows (pixels) of one image with all of their channels. There are
 no atomic operations: the same inputs give the same bits.
 
-Two launches each way. Forward: moments of parts of an image; their union and the result. Backward: the channels' sums of parts of an
-image (a sum over the parts gives the gradients of scale and shift); the gradient of the input.
+Two launches each way. Forward: moments of parts of an image, which may be a residual sum that is made first; their union and the
+result. Backward: the channels' sums of parts of an image (a sum over the parts gives the gradients of scale and shift); the gradient
+of the input.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -26,12 +27,18 @@ from token_methods.rendering.kernel_launch import Launcher, power_of_two
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_CHANNELS = 1024
-FORWARD_NUMBERS, BACKWARD_NUMBERS = 4096, 2048
-"""Numbers of the input that a program of four warps looks at together: 32 and 16 for each thread."""
+FORWARD_NUMBERS, BACKWARD_NUMBERS = 8192, 4096
+"""Numbers of the input that a program looks at together."""
+PROGRAMS = 2112
+"""Enough to keep a GPU of a hundred multiprocessors busy; of more, each would sum up too little."""
 MOST_PARTS = 64
 """Of an image. Each program of the second launch forward looks at the moments of all parts."""
 LEAST_STEPS = 4
 """Blocks of rows that a part has, where there are so many: fewer are not worth a program."""
+STAGES = {2: 3, 4: 1}
+"""Blocks that are on their way from memory while one is worked on, by the bytes of a number: shared memory is small."""
+SUMMING_WARPS, WRITING_WARPS = 4, 8
+"""Of the programs of the first and of the second launch."""
 
 
 def fits(x: Tensor, groups: int) -> bool:
@@ -48,27 +55,43 @@ def fits(x: Tensor, groups: int) -> bool:
 
 
 @cache
-def _shares(pixels: int, channels: int, numbers: int) -> tuple[int, int, int]:
+def _shares(batch: int, pixels: int, channels: int, numbers: int) -> tuple[int, int, int]:
     """Rows of a block, rows of a part of an image, and number of parts; no part is empty."""
     rows = max(1, numbers // channels)
-    steps = max(LEAST_STEPS, -(-pixels // (rows * MOST_PARTS)))
+    blocks = -(-pixels // rows)
+    steps = max(-(-blocks * batch // PROGRAMS), -(-blocks // MOST_PARTS), min(LEAST_STEPS, blocks))
     return rows, rows * steps, -(-pixels // (rows * steps))
 
 
+def measure(
+    x: Float[Tensor, "batch channels height width"], groups: int, other: Float[Tensor, "batch channels height width"] | None = None
+) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch parts 2 groups"]]:
+    """`x`, or the sum of `x` and `other`, and its moments for `normalise`. Both are in channels_last."""
+    batch, channels, height, width = x.shape
+    rows, part_rows, parts = _shares(batch, height * width, channels, FORWARD_NUMBERS)
+    total = x if other is None else torch.empty_like(x, memory_format=torch.channels_last)
+    moments = torch.empty((batch, parts, 2, groups), dtype=torch.float32, device=x.device)
+    sizes = height * width, part_rows, parts, channels, groups, rows, STAGES[x.element_size()]
+    _launch_measure(batch * parts, (x, other, total, moments), (*sizes, other is not None))
+    return total, moments
+
+
 def normalise(
-    x: Float[Tensor, "batch channels height width"], scale: Tensor, shift: Tensor, groups: int, eps: float, swish: bool
+    x: Float[Tensor, "batch channels height width"],
+    moments: Float[Tensor, "batch parts 2 groups"],
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    swish: bool,
 ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch 2 groups"]]:
     """The result, and mean and reciprocal deviation of each group. `x` is in channels_last, scale and shift are contiguous."""
     batch, channels, height, width = x.shape
-    pixels = height * width
-    rows, part_rows, parts = _shares(pixels, channels, FORWARD_NUMBERS)
+    groups = moments.shape[3]
+    rows, part_rows, parts = _shares(batch, height * width, channels, FORWARD_NUMBERS)
     y = torch.empty_like(x, memory_format=torch.channels_last)
-    moments = torch.empty((batch, parts, 2, groups), dtype=torch.float32, device=x.device)
     statistics = torch.empty((batch, 2, groups), dtype=torch.float32, device=x.device)
-    sizes = pixels, part_rows, parts
-    _launch_measure(batch * parts, (x, moments), (*sizes, channels, groups, rows))
-    constants = channels, groups, rows, power_of_two(parts), scale.ndim == 2, swish
-    _launch_apply(batch * parts, (x, y, moments, statistics, scale, shift), (*sizes, eps, *constants))
+    constants = channels, groups, rows, STAGES[x.element_size()], power_of_two(parts), scale.ndim == 2, swish
+    _launch_apply(batch * parts, (x, y, moments, statistics, scale, shift), (height * width, part_rows, parts, eps, *constants))
     return y, statistics
 
 
@@ -83,11 +106,11 @@ def differentiate(
     """Gradients of `x`, scale and shift."""
     batch, channels, height, width = x.shape
     pixels, groups = height * width, statistics.shape[2]
-    rows, part_rows, parts = _shares(pixels, channels, BACKWARD_NUMBERS)
+    rows, part_rows, parts = _shares(batch, pixels, channels, BACKWARD_NUMBERS)
     grad = grad.contiguous(memory_format=torch.channels_last)
     x_grad = torch.empty_like(x, memory_format=torch.channels_last)
     part_sums = torch.empty((batch, parts, 2, channels), dtype=torch.float32, device=x.device)
-    numbers = pixels, part_rows, parts, channels, groups, rows, scale.ndim == 2, swish
+    numbers = pixels, part_rows, parts, channels, groups, rows, STAGES[x.element_size()], scale.ndim == 2, swish
     _launch_sum_gradients(batch * parts, (x, grad, statistics, scale, shift, part_sums), numbers)
     sums = part_sums.sum(dim=1)
     _launch_input_gradient(batch * parts, (x, grad, x_grad, statistics, scale, shift, sums), numbers)
@@ -97,9 +120,10 @@ def differentiate(
 
 @triton.jit
 def _measure(
-    x, moments, pixels, part_rows, parts, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr
+    x, other, total, moments, pixels, part_rows, parts,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared deviations of each group in a part of an image: [batch, parts, 2, GROUPS].
+    """Mean and sum of squared deviations of each group in a part of an image: [batch, parts, 2, GROUPS]; if SUM, of a sum that is kept.
 
     Each place in the block follows its own mean (Welford 1962); they are united at the end. No square of a mean is subtracted.
     """
@@ -109,9 +133,14 @@ def _measure(
     mean = tl.zeros([ROWS, CHANNELS], tl.float32)
     squares = tl.zeros([ROWS, CHANNELS], tl.float32)
     seen = tl.zeros([ROWS], tl.float32)
-    for start in range(first, last, ROWS):
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
         there = start + row < last
-        value = tl.load(x + (image * pixels + start) * CHANNELS + offset, there[:, None], 0.0).to(tl.float32)
+        own = (image * pixels + start) * CHANNELS + offset
+        value = tl.load(x + own, there[:, None], 0.0).to(tl.float32)
+        if SUM:
+            rounded = (value + tl.load(other + own, there[:, None], 0.0).to(tl.float32)).to(total.dtype.element_ty)
+            tl.store(total + own, rounded, there[:, None])
+            value = rounded.to(tl.float32)
         seen += there.to(tl.float32)
         change = tl.where(there[:, None], value - mean, 0.0)
         mean += change * (1.0 / tl.maximum(seen, 1.0))[:, None]
@@ -128,7 +157,8 @@ def _measure(
 @triton.jit
 def _apply(
     x, y, moments, statistics, scale, shift, pixels, part_rows, parts, eps,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, PER_IMAGE: tl.constexpr, SWISH: tl.constexpr,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, PER_IMAGE: tl.constexpr, SWISH: tl.constexpr,
 ):  # fmt: skip
     """Unites the moments of an image's parts and normalises one part."""
     image, first, last = _part(pixels, part_rows, parts)
@@ -153,7 +183,7 @@ def _apply(
     addend = tl.load(shift + own).to(tl.float32)
     row = tl.arange(0, ROWS)
     offset = row[:, None] * CHANNELS + channel[None, :]
-    for start in range(first, last, ROWS):
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
         there = (start + row < last)[:, None]
         begin = (image * pixels + start) * CHANNELS
         value = tl.load(x + begin + offset, there, 0.0).to(tl.float32)
@@ -166,7 +196,7 @@ def _apply(
 @triton.jit
 def _sum_gradients(
     x, grad, statistics, scale, shift, part_sums, pixels, part_rows, parts,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, PER_IMAGE: tl.constexpr, SWISH: tl.constexpr,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, PER_IMAGE: tl.constexpr, SWISH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of shift and scale that one part of an image gives: [batch, parts, 2, CHANNELS]."""
     image, first, last = _part(pixels, part_rows, parts)
@@ -178,7 +208,7 @@ def _sum_gradients(
     offset = row[:, None] * CHANNELS + channel[None, :]
     shift_sum = tl.zeros([ROWS, CHANNELS], tl.float32)
     scale_sum = tl.zeros([ROWS, CHANNELS], tl.float32)
-    for start in range(first, last, ROWS):
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
         place = (image * pixels + start) * CHANNELS + offset
         normalised, slope = _slopes(x, grad, place, start + row < last, mean, inverse, factor, addend, SWISH)
         shift_sum += slope
@@ -191,7 +221,7 @@ def _sum_gradients(
 @triton.jit
 def _input_gradient(
     x, grad, x_grad, statistics, scale, shift, sums, pixels, part_rows, parts,
-    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, PER_IMAGE: tl.constexpr, SWISH: tl.constexpr,
+    CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, PER_IMAGE: tl.constexpr, SWISH: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one part of an image, out of `sums`: the gradients of shift and scale of the whole image, [batch, 2, CHANNELS]."""
     image, first, last = _part(pixels, part_rows, parts)
@@ -206,7 +236,7 @@ def _input_gradient(
     tilt = _to_channels(_of_groups(factor * tl.load(total + CHANNELS), CHANNELS, GROUPS) / count, CHANNELS, GROUPS)
     row = tl.arange(0, ROWS)
     offset = row[:, None] * CHANNELS + channel[None, :]
-    for start in range(first, last, ROWS):
+    for start in tl.range(first, last, ROWS, num_stages=STAGES):
         there = start + row < last
         place = (image * pixels + start) * CHANNELS + offset
         normalised, slope = _slopes(x, grad, place, there, mean, inverse, factor, addend, SWISH)
@@ -252,6 +282,5 @@ def _slopes(x, grad, place, there, mean, inverse, factor, addend, SWISH: tl.cons
     return normalised, slope
 
 
-_launch_measure, _launch_apply, _launch_sum_gradients, _launch_input_gradient = (
-    Launcher(kernel, num_warps=4) for kernel in (_measure, _apply, _sum_gradients, _input_gradient)
-)
+_launch_measure, _launch_sum_gradients = (Launcher(kernel, SUMMING_WARPS) for kernel in (_measure, _sum_gradients))
+_launch_apply, _launch_input_gradient = (Launcher(kernel, WRITING_WARPS) for kernel in (_apply, _input_gradient))

@@ -43,8 +43,8 @@ class GaussianTokenModelConfig(GaussianSceneModelConfig):
     """Precision of convolutions on a GPU; Gaussians, codebook and splatting are always float32."""
     recomputed_levels: int = 0
     """Finest levels of the convolutional networks whose activations are computed again in the backward pass, which saves memory."""
-    compiled: bool = False
-    """Compile the convolutional networks on a GPU: the first step takes a minute or two, and so does each other size of batch."""
+    cuda_graphs: bool = True
+    """On one GPU, record what the networks start on it once and replay it from then on: faster, for more memory."""
     lpips_weights: Path | None = None
     """LPIPS weights for a loss with loss.perceptual > 0; by default the cache folders are searched."""
     tuning_steps: Suppress[int] = 0
@@ -137,28 +137,18 @@ class GaussianTokenModel(PictureModel):
     config: GaussianTokenModelConfig
     step_parts = (("generator",), ("discriminator",))
 
-    def __init__(self, config: GaussianTokenModelConfig, *args: Any, device: torch.device | str = "cpu", **kwargs: Any) -> None:
-        super().__init__(config, *args, device=device, **kwargs)
-        if config.compiled and torch.device(device).type == "cuda":
-            self.compile_convolutions()
-
-    def compile_convolutions(self, backend: str = "inductor") -> None:
-        """Compile both convolutional networks, and those of the running average, when they are next called. Weights keep their names.
-
-        Only now, when the average has been copied: a compiled network would be copied without.
-        """
-        for network in (self.network, *([] if self.average is None else [self.average.module])):
-            for part in ("img_encoder", "img_decoder"):
-                network.get_submodule(part).compile(backend=backend)
-
     def populate_modules(self) -> None:
         super().populate_modules()
         from token_methods.gaussiantoken.discriminator import PatchDiscriminator
         from token_methods.gaussiantoken.losses import LecamAverages
         from token_methods.gaussiantoken.network import GaussianTokenNetwork
 
+        if self.config.precision == "bfloat16" and torch.cuda.is_available():
+            torch.set_float32_matmul_precision("high")  # TF32 in what stays float32, as published
         self.network = GaussianTokenNetwork(self.config.architecture, self.config.recomputed_levels)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # A balanced adversarial weight takes gradients of the last layer on its own, before those of everything.
+        self.network.replay_graphs(self.config.cuda_graphs and self.config.loss.adversarial is not None)
         self.discriminator = PatchDiscriminator()
         self.lecam = LecamAverages()
         self.step = 0

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from token_methods.core.graph_replay import GraphReplay
 from token_methods.gaussiantoken.autoencoder import ImageDecoder, ImageEncoder
 from token_methods.gaussiantoken.config import GaussianTokenArchitecture
 from token_methods.gaussiantoken.embedder import GaussianEmbedder
@@ -61,6 +62,19 @@ class GaussianTokenNetwork(nn.Module):
         self.gs_embed = None if embedder is None else GaussianEmbedder(embedder, architecture.code_dim, architecture.map_size)
         self.quantize = Quantizer(architecture)
         self.img_decoder = ImageDecoder(*cnn, architecture.code_dim, checkpoint_levels)
+        # Not modules: what they call is one of those above.
+        self._encode = GraphReplay(self.img_encoder)
+        self._embed = None if self.gs_embed is None else GraphReplay(self.gs_embed, Gaussians2D.tensors)
+        self._decode = GraphReplay(self.img_decoder)
+
+    def replay_graphs(self, enabled: bool) -> None:
+        """Whether repeated calls of one kind on CUDA are replayed as CUDA graphs (see `GraphReplay`), which is so at first.
+
+        Graphs keep the memory of a call's activations, and let gradients be taken once.
+        """
+        for calls in (self._encode, self._embed, self._decode):
+            if calls is not None:
+                calls.enabled = enabled
 
     def tokenize(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[ImageTokens, Float[Tensor, ""]]:
         """Tokens of images, and the commitment loss (0 in evaluation). In training mode, codebook and scale range learn from them.
@@ -71,8 +85,8 @@ class GaussianTokenNetwork(nn.Module):
         if images.shape[-2:] != torch.Size(self.architecture.image_size):
             height, width = self.architecture.image_size
             raise ValueError(f"images of {images.shape[-1]} x {images.shape[-2]} pixels: crop or resize them to {width} x {height}")
-        feature_map = self.img_encoder(images)
-        gaussians = None if self.gs_embed is None else self.gs_embed(feature_map)
+        (feature_map,) = self._encode(images)
+        gaussians = None if self._embed is None else Gaussians2D(*self._embed(feature_map))
         quantized = self.quantize(feature_map.flatten(2).mT if gaussians is None else gaussians.features)
         return self._tokens(gaussians, quantized.indices, quantized.features), quantized.commitment
 
@@ -84,7 +98,8 @@ class GaussianTokenNetwork(nn.Module):
 
     def decode(self, tokens: ImageTokens) -> Float[Tensor, "batch 3 height width"]:
         """Images of tokens, float32 and not clamped."""
-        return self.img_decoder(self.feature_map(tokens)).float()
+        (images,) = self._decode(self.feature_map(tokens))
+        return images.float()
 
     def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Images as their tokens tell them. Errors as those of `tokenize`."""

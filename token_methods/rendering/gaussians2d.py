@@ -66,6 +66,11 @@ class Gaussians2D:
     def device(self) -> torch.device:
         return self.means.device
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields that are there, as `Gaussians2D(*tensors)` takes them."""
+        fields = (self.means, self.scales, self.rotations, self.features)
+        return fields if self.opacities is None else (*fields, self.opacities)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Gaussians2D:
         """Apply one function, which keeps the trailing axis, to every field that is there."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -15,6 +15,7 @@ The forward pass looks at every pair of tile and Gaussian, but not of pixel and 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -60,11 +61,29 @@ def splat_fused(
 
     Differentiable once with respect to all tensors.
     """
+    # An autograd function costs the host as much as the launch.
+    draw: Callable[..., Tensor] = _SplatFused.apply if torch.is_grad_enabled() else _draw
     if features.shape[2] <= MOST_CHANNELS:
-        image: Tensor = _SplatFused.apply(means, scales, rotations, features, opacities, height, width)
-        return image
+        return draw(means, scales, rotations, features, opacities, height, width)
     groups = features.split(MOST_CHANNELS, dim=-1)
-    return torch.cat([_SplatFused.apply(means, scales, rotations, group, opacities, height, width) for group in groups], dim=1)
+    return torch.cat([draw(means, scales, rotations, group, opacities, height, width) for group in groups], dim=1)
+
+
+def _draw(
+    means: Tensor, scales: Tensor, rotations: Tensor, features: Tensor, opacities: Tensor | None, height: int, width: int
+) -> Float[Tensor, "batch channels height width"]:
+    means, scales, rotations, features = means.contiguous(), scales.contiguous(), rotations.contiguous(), features.contiguous()
+    opacities = None if opacities is None else opacities.contiguous()
+    batch, count, channels = features.shape
+    tiles, programs, chunk, padded = _sizes(batch, count, channels, height, width)
+    image = features.new_empty((batch, channels, height, width))
+    records = features.new_empty((programs, chunk, RECORD.value))
+    _launch_draw_tiles(
+        programs,
+        (means, scales, rotations, features, opacities, records, image),
+        (tiles, count, channels, height, width, opacities is not None, padded, chunk),
+    )
+    return image
 
 
 class _SplatFused(torch.autograd.Function):
@@ -72,24 +91,15 @@ class _SplatFused(torch.autograd.Function):
     def forward(
         ctx: Any, means: Tensor, scales: Tensor, rotations: Tensor, features: Tensor, opacities: Tensor | None, height: int, width: int
     ) -> Float[Tensor, "batch channels height width"]:
-        means, scales, rotations, features = means.contiguous(), scales.contiguous(), rotations.contiguous(), features.contiguous()
-        opacities = None if opacities is None else opacities.contiguous()
         ctx.save_for_backward(means, scales, rotations, features, opacities)
-        batch, count, channels = features.shape
-        tiles, programs, chunk, padded = _sizes(batch, count, channels, height, width)
-        image = features.new_empty((batch, channels, height, width))
-        records = features.new_empty((programs, chunk, RECORD.value))
-        _launch_draw_tiles(
-            programs,
-            (means, scales, rotations, features, opacities, records, image),
-            (tiles, count, channels, height, width, opacities is not None, padded, chunk),
-        )
-        return image
+        return _draw(means, scales, rotations, features, opacities, height, width)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, "batch channels height width"]) -> tuple[Tensor | None, ...]:
         means, scales, rotations, features, opacities = ctx.saved_tensors
+        means, scales, rotations, features = means.contiguous(), scales.contiguous(), rotations.contiguous(), features.contiguous()
+        opacities = None if opacities is None else opacities.contiguous()
         batch, count, channels = features.shape
         _, _, height, width = grad.shape
         widths = (2, 2, 1, channels) if opacities is None else (2, 2, 1, channels, 1)

@@ -33,7 +33,7 @@ class Launcher:
         first = tensors[0]
         assert first is not None
         with on_device_of(first):
-            if torch.compiler.is_compiling() or not TAKES_ALL_ARGUMENTS or not _are_aligned(tensors):
+            if not TAKES_ALL_ARGUMENTS or not _are_aligned(tensors):
                 self.kernel[programs,](*tensors, *numbers, num_warps=self.num_warps)
                 return
             key = (first.get_device(), numbers, *[None if value is None else value.dtype for value in tensors])
