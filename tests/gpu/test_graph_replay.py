@@ -47,7 +47,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
-def trained(graphs: bool, dropout: float, accumulated: int = 1) -> tuple[list[float], dict[str, Tensor]]:
+def trained(graphs: bool, dropout: float, accumulated: int = 1, steps: int = CALLS) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and state of a tokenizer after a few steps."""
     torch.manual_seed(0)
     architecture = PRESETS["tiny"].architecture
@@ -57,7 +57,7 @@ def trained(graphs: bool, dropout: float, accumulated: int = 1) -> tuple[list[fl
     network.replay_graphs(graphs)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
     losses = []
-    for step in range(CALLS):
+    for step in range(steps):
         optimizer.zero_grad()
         for part in range(accumulated):
             images = numbers(4, 3, 32, 32, seed=10 * step + part).tanh()
@@ -73,9 +73,11 @@ def trained(graphs: bool, dropout: float, accumulated: int = 1) -> tuple[list[fl
 def test_training_is_the_same_with_graphs(accumulated: int) -> None:
     losses, state = trained(graphs=True, dropout=0.0, accumulated=accumulated)
     expected_losses, expected = trained(graphs=False, dropout=0.0, accumulated=accumulated)
+    _, start = trained(graphs=False, dropout=0.0, steps=0)
     assert losses == pytest.approx(expected_losses, rel=1e-3)
-    for key, value in state.items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-4, msg=lambda message, key=key: f"{key}: {message}")
+    moved, expected_moved = (torch.cat([(end[key] - start[key]).flatten().double() for key in start]) for end in (state, expected))
+    # Some gradients are summed in another order every time.
+    assert (moved - expected_moved).norm() <= 0.02 * expected_moved.norm()
 
 
 def test_dropout_draws_anew_and_a_seed_repeats_it() -> None:

@@ -50,6 +50,10 @@ def test_the_same_sizes_and_types_are_launched_without_triton(monkeypatch: pytes
         launch(7, tensors, numbers)
         assert kernel.launches[-1][2][0] is tensors[0] and kernel.launches[-1][2][2:] == numbers
     assert [way for way, *_ in kernel.launches] == ["source", "compiled", "source", "source", "source", "source", "compiled"]
+    launch(7, (y[1:], None), (3, 0.5))
+    assert kernel.launches[-1][0] == "compiled"  # not aligned either
+    launch(8, (x, None), (3, 0.5))
+    assert kernel.launches.pop()[:2] == ("source", (8,))
     assert {(way, grid) for way, grid, _ in kernel.launches} == {("source", (7,)), ("compiled", (7, 1, 1))}
 
 

@@ -6,8 +6,7 @@ that a launch gave is kept by what it was compiled for, and is launched itself t
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ ALIGNMENT = 16
 """Bytes; Triton compiles a kernel anew for pointers that are no multiple of it."""
 TAKES_ALL_ARGUMENTS = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
 """Whether a compiled kernel is launched with the arguments of its source; before Triton 3.3 it was without the constants."""
-_HERE = nullcontext()
 
 
 class Launcher:
@@ -26,29 +24,23 @@ class Launcher:
 
     def __init__(self, kernel: Any, num_warps: int) -> None:
         self.kernel, self.num_warps = kernel, num_warps
-        self._compiled: dict[Hashable, Any] = {}
+        self._launches: dict[Hashable, Callable[..., None]] = {}
 
     def __call__(self, programs: int, tensors: tuple[Tensor | None, ...], numbers: tuple[int | float, ...]) -> None:
         """Launch `programs` on the current stream of the first tensor's device."""
         first = tensors[0]
         assert first is not None
-        with on_device_of(first):
-            if not TAKES_ALL_ARGUMENTS or not _are_aligned(tensors):
-                self.kernel[programs,](*tensors, *numbers, num_warps=self.num_warps)
-                return
-            key = (first.get_device(), numbers, *[None if value is None else value.dtype for value in tensors])
-            compiled = self._compiled.get(key)
-            if compiled is None:
-                self._compiled[key] = self.kernel[programs,](*tensors, *numbers, num_warps=self.num_warps)
-            else:
-                compiled[programs, 1, 1](*tensors, *numbers)
-
-
-def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Makes the tensor's device the current one, where kernels are launched; nothing to do where it is."""
-    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
-        return _HERE
-    return torch.cuda.device_of(tensor)
+        device = first.get_device()  # -1 stands for the CPU
+        if device >= 0 and device != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                return self(programs, tensors, numbers)
+        key = programs, device, numbers, *map(_kind, tensors)
+        launch = self._launches.get(key)
+        if launch is not None:
+            return launch(*tensors, *numbers)
+        compiled = self.kernel[programs,](*tensors, *numbers, num_warps=self.num_warps)
+        if TAKES_ALL_ARGUMENTS and compiled is not None:  # nothing is compiled when kernels are interpreted
+            self._launches[key] = compiled[programs, 1, 1]
 
 
 def power_of_two(number: int) -> int:
@@ -56,5 +48,8 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _are_aligned(tensors: tuple[Tensor | None, ...]) -> bool:
-    return not any(value.data_ptr() % ALIGNMENT for value in tensors if value is not None)
+def _kind(tensor: Tensor | None) -> Hashable:
+    """What Triton compiles for: the type, and whether the memory begins at a multiple of `ALIGNMENT`."""
+    if tensor is None:
+        return None
+    return tensor.dtype if tensor.data_ptr() % ALIGNMENT == 0 else (tensor.dtype, "anywhere")
