@@ -47,13 +47,15 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
-def trained(graphs: bool, dropout: float, accumulated: int = 1, steps: int = CALLS) -> tuple[list[float], dict[str, Tensor]]:
+def trained(
+    graphs: bool, dropout: float, accumulated: int = 1, recomputed: int = 0, steps: int = CALLS
+) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and state of a tokenizer after a few steps."""
     torch.manual_seed(0)
     architecture = PRESETS["tiny"].architecture
     assert architecture.embedder is not None
     architecture = replace(architecture, embedder=replace(architecture.embedder, dropout=dropout))
-    network = GaussianTokenNetwork(architecture).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = GaussianTokenNetwork(architecture, recomputed).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.replay_graphs(graphs)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
     losses = []
@@ -69,9 +71,9 @@ def trained(graphs: bool, dropout: float, accumulated: int = 1, steps: int = CAL
     return losses, network.state_dict()
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_training_is_the_same_with_graphs(accumulated: int) -> None:
-    losses, state = trained(graphs=True, dropout=0.0, accumulated=accumulated)
+@pytest.mark.parametrize(("accumulated", "recomputed"), [(1, 0), (2, 0), (1, 2)])
+def test_training_is_the_same_with_graphs(accumulated: int, recomputed: int) -> None:
+    losses, state = trained(graphs=True, dropout=0.0, accumulated=accumulated, recomputed=recomputed)
     expected_losses, expected = trained(graphs=False, dropout=0.0, accumulated=accumulated)
     _, start = trained(graphs=False, dropout=0.0, steps=0)
     assert losses == pytest.approx(expected_losses, rel=1e-3)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from token_methods.gaussiantoken.layer_norm import LayerNorm
+
 
 def sine_positions(height: int, width: int, dim: int) -> Float[Tensor, "cells dim"]:
     """Sine embedding of every cell's row (first half of the channels) and column, row-major."""
@@ -105,7 +107,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = DeformableAttention(dim, num_heads, num_points)
         self.mlp = mlp(dim, dropout)
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         xavier_mlp_(self.mlp)
 
@@ -128,7 +130,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
         self.cross_attn = DeformableAttention(dim, num_heads, num_points)
         self.mlp = mlp(dim, dropout)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2, self.norm3 = LayerNorm(dim), LayerNorm(dim), LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.self_attn.out_proj.weight)
         xavier_mlp_(self.mlp)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from token_methods.gaussiantoken.attention import DecoderLayer, EncoderLayer, cell_centres, sine_positions
 from token_methods.gaussiantoken.config import EmbedderArchitecture
+from token_methods.gaussiantoken.layer_norm import LayerNorm
 from token_methods.rendering.gaussians2d import Gaussians2D
 
 SIGMOID_LIMIT = 9.21024
@@ -48,7 +49,7 @@ def linear_stack(in_dim: int, dim: int, linears_per_norm: int, norms: int) -> li
         for _ in range(linears_per_norm):
             layers += [nn.Linear(in_dim, dim), nn.ReLU()]
             in_dim = dim
-        layers.append(nn.LayerNorm(dim))
+        layers.append(LayerNorm(dim))
     return layers
 
 
@@ -188,7 +189,7 @@ class FeedForward(nn.Module):
         super().__init__()
         dim = architecture.embed_dim
         in_dim = dim if architecture.residual_mode == "add" else 2 * dim
-        self.pre_norm_layer = nn.LayerNorm(in_dim)
+        self.pre_norm_layer = LayerNorm(in_dim)
         self.layers = nn.Sequential(nn.Sequential(nn.Linear(in_dim, 4 * dim), nn.ReLU()), nn.Linear(4 * dim, dim))
         self.identity_fc = nn.Linear(in_dim, dim)
 
