@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -187,3 +188,15 @@ def test_every_parameter_learns_and_a_batch_is_learnt(architecture: GaussianToke
         optimizer.step()
         errors.append(error.item())
     assert errors[-1] < 0.7 * errors[0]
+
+
+def test_a_copied_network_calls_its_own_parts() -> None:
+    network = network_of().eval()
+    network.replay_graphs(False)
+    twin = copy.deepcopy(network)
+    for calls, part in ((twin._encode, twin.img_encoder), (twin._embed, twin.gs_embed), (twin._decode, twin.img_decoder)):
+        assert calls is not None and calls.module is part and not calls.enabled
+    before = network.reconstruct(images_of(1))
+    with torch.no_grad():
+        twin.img_decoder.conv_out.weight.zero_()
+    assert torch.equal(network.reconstruct(images_of(1)), before) and not torch.equal(twin.reconstruct(images_of(1)), before)

@@ -7,6 +7,7 @@ simply runs.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import cache
@@ -49,6 +50,12 @@ class GraphReplay:
         """The tensors of the module's result."""
         recording = self._recording(x) if self.enabled and x.is_cuda else None
         return self.tensors(self.module(x)) if recording is None else recording.replay(x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphReplay:
+        """Calls the copied module; graphs cannot be copied."""
+        twin = GraphReplay(copy.deepcopy(self.module, memo), self.tensors)
+        twin.enabled = self.enabled
+        return twin
 
     def _recording(self, x: Tensor) -> _Recording | None:
         """Of calls like this one, if there is one."""

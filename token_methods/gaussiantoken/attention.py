@@ -1,19 +1,20 @@
 """Deformable attention (Zhu et al. 2021, arXiv 2010.04159) over one feature map, and the two layers GaussianToken builds with it.
 
-In pure torch: `grid_sample` reads the map. Positions are (x, y); a reference point of (0, 0) is the map's upper left corner, (1, 1)
-its lower right one. Parameter names are the published ones.
+In pure torch, where `grid_sample` reads the map; fused on CUDA where Triton is installed. Positions are (x, y); a reference point of
+(0, 0) is the map's upper left corner, (1, 1) its lower right one. Parameter names are the published ones.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from token_methods.gaussiantoken.layer_norm import LayerNorm
+from token_methods.gaussiantoken.layer_norm import HAS_TRITON, LayerNorm
 
 
 def sine_positions(height: int, width: int, dim: int) -> Float[Tensor, "cells dim"]:
@@ -87,17 +88,58 @@ class DeformableAttention(nn.Module):
             values: what is looked at: the map's cells, row-major.
             map_size: its height and width, in cells.
         """
-        height, width = map_size
-        heads = (self.num_heads, -1)
-        planes = self.value_proj(values).mT.unflatten(1, heads).flatten(0, 1).unflatten(-1, map_size)
-        weights = self.attention_weights(queries).unflatten(-1, heads).softmax(dim=-1)
-        chosen = self.sampling_offsets(queries).unflatten(-1, (*heads, 2))
-        fixed = self.fixed_offsets.expand(*chosen.shape[:3], 1, 2)
-        cells = torch.cat([chosen.new_full((1,), width), chosen.new_full((1,), height)])
-        points = 2 * (references[..., None, None, :] + torch.cat([fixed, chosen], dim=3) / cells) - 1
-        read = F.grid_sample(planes, points.transpose(1, 2).flatten(0, 1), padding_mode="zeros", align_corners=False)
-        mixed = (read * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(dim=-1)
-        return self.output_proj(mixed.unflatten(0, (-1, self.num_heads)).flatten(1, 2).mT)
+        seen = _reader(values, self.num_heads)(
+            self.value_proj(values),
+            references,
+            self.fixed_offsets,
+            self.sampling_offsets(queries),
+            self.attention_weights(queries),
+            self.num_heads,
+            map_size,
+        )
+        return self.output_proj(seen)
+
+
+def _reader(values: Tensor, num_heads: int) -> Callable[..., Tensor]:
+    """`read_map`, or on CUDA the kernels that do the same at once."""
+    if not (values.is_cuda and HAS_TRITON):
+        return read_map
+    from token_methods.gaussiantoken.attention_triton import fits, fused_read_map
+
+    return fused_read_map if fits(values, num_heads) else read_map
+
+
+def read_map(
+    values: Float[Tensor, "batch cells dim"],
+    references: Float[Tensor, "*batch queries 2"],
+    fixed_offset: Float[Tensor, "1 2"],
+    offsets: Float[Tensor, "batch queries _"],
+    logits: Float[Tensor, "batch queries _"],
+    num_heads: int,
+    map_size: tuple[int, int],
+) -> Float[Tensor, "batch queries dim"]:
+    """What each head of each query reads: cells between which its points lie, interpolated, zero outside the map, and weighed.
+
+    Args:
+        values: the map's cells, row-major; each head reads its own channels.
+        references: 0..1 inside the map.
+        fixed_offset: of the first point of all heads, in cells.
+        offsets: of the other points, in cells: by head, point, (x, y).
+        logits: of the points' weights: by head, point.
+        num_heads: how many.
+        map_size: height and width, in cells.
+    """
+    height, width = map_size
+    heads = (num_heads, -1)
+    planes = values.mT.unflatten(1, heads).flatten(0, 1).unflatten(-1, map_size)
+    weights = logits.unflatten(-1, heads).softmax(dim=-1)
+    chosen = offsets.unflatten(-1, (*heads, 2))
+    fixed = fixed_offset.expand(*chosen.shape[:3], 1, 2)
+    cells = torch.cat([chosen.new_full((1,), width), chosen.new_full((1,), height)])
+    points = 2 * (references[..., None, None, :] + torch.cat([fixed, chosen], dim=3) / cells) - 1
+    read = F.grid_sample(planes, points.transpose(1, 2).flatten(0, 1), padding_mode="zeros", align_corners=False)
+    mixed = (read * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(dim=-1)
+    return mixed.unflatten(0, (-1, num_heads)).flatten(1, 2).mT
 
 
 class EncoderLayer(nn.Module):
