@@ -97,6 +97,14 @@ def test_the_discriminator_sees_every_step_and_learns_only_in_its_own() -> None:
     assert torch.equal(scene.last_layer.grad, before)
 
 
+def test_without_an_adversarial_weight_the_discriminator_is_not_asked() -> None:
+    scene = Scene()
+    terms = scene.generator(LossWeights(adversarial=0.0), epoch=5)
+    torch.testing.assert_close(terms["loss"], terms["loss_l1"] + terms["loss_perceptual"] + 0.25 * 0.4)
+    assert terms["loss_adversarial"] == terms["adversarial_weight"] == 0
+    assert scene.discriminator.state_dict()["main.3.num_batches_tracked"] == 0
+
+
 def test_a_frozen_discriminator_stays_frozen() -> None:
     scene = Scene()
     scene.discriminator.requires_grad_(False)

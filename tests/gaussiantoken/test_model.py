@@ -86,13 +86,21 @@ def test_sizes_are_told_before_training() -> None:
 
 def test_every_parameter_is_trained_by_one_optimiser_or_constant(model: GaussianTokenModel) -> None:
     groups = model.get_param_groups()
-    assert groups.keys() == {"generator", "discriminator"} == {name for part in model.step_parts for name in part}
+    assert groups.keys() == {"generator", "discriminator"} == {name for part in model.step_parts or () for name in part}
     trained = [id(parameter) for group in groups.values() for parameter in group]
     names = {name for name, parameter in model.named_parameters() if id(parameter) not in trained}
     assert len(trained) == len(set(trained))
     constant = {"fixed_offsets", "instance_feature"}
     assert {name.rpartition(".")[2] for name in names if not name.startswith("average.")} == constant | {"device_indicator_param"}
     assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if name.startswith("average."))
+
+
+def test_a_discriminator_that_nobody_hears_is_not_trained() -> None:
+    model = model_of(loss=LossWeights(perceptual=0.0, adversarial=0.0)).train()
+    assert model.step_parts == (("generator",),) and model.get_param_groups().keys() == {"generator"}
+    outputs = model.training_outputs(batch_of())
+    sum(outputs.losses.values()).backward()  # type: ignore[union-attr]
+    assert all(parameter.grad is None for parameter in model.discriminator.parameters())
 
 
 def test_a_checkpoint_holds_both_weights_discriminator_and_averages(model: GaussianTokenModel) -> None:

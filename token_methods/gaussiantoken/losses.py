@@ -35,7 +35,7 @@ class LossWeights:
     commitment: float = 0.25
     """Of the quantiser's commitment loss."""
     adversarial: float | None = 0.1
-    """Of the generator's adversarial term; None: balanced against the gradient of the image terms."""
+    """Of the generator's adversarial term; None: balanced against the gradient of the image terms; 0 needs no discriminator."""
     adaptive_factor: float = 0.8
     """Times the balanced weight, where `adversarial` is None."""
     generator_start_epoch: int = 5
@@ -87,7 +87,8 @@ def generator_losses(
 ) -> dict[str, Float[Tensor, ""]]:
     """The generator's loss and its terms.
 
-    The discriminator sees the reconstruction in every epoch, since that moves its batch statistics; its parameters get no gradient.
+    The discriminator sees the reconstruction in every epoch, since that moves its batch statistics; its parameters get no gradient. With
+    an adversarial weight of 0 it is not asked.
     Without gradients (validation) a balanced adversarial weight cannot be known and counts as 0.
 
     Args:
@@ -107,9 +108,11 @@ def generator_losses(
     Raises:
         ValueError: the adversarial weight is to be balanced and `last_layer` is missing.
     """
-    adversarial_counts = epoch >= weights.generator_start_epoch
-    with _frozen(discriminator), torch.set_grad_enabled(torch.is_grad_enabled() and adversarial_counts):
-        logits = discriminator(reconstruction)
+    adversarial_counts = weights.adversarial != 0 and epoch >= weights.generator_start_epoch
+    logits = None
+    if weights.adversarial != 0:
+        with _frozen(discriminator), torch.set_grad_enabled(torch.is_grad_enabled() and adversarial_counts):
+            logits = discriminator(reconstruction)
     with torch.autocast(reconstruction.device.type, enabled=False):
         reconstruction, images = reconstruction.float(), images.float()
         terms = {
@@ -117,7 +120,7 @@ def generator_losses(
             "loss_perceptual": images.new_zeros(())
             if perceptual is None
             else perceptual((reconstruction + 1) / 2, (images + 1) / 2).mean(),
-            "loss_adversarial": F.softplus(-_image_means(logits)).mean(),
+            "loss_adversarial": images.new_zeros(()) if logits is None else F.softplus(-_image_means(logits)).mean(),
             "loss_commitment": commitment.float().mean(),
         }
         image_loss = terms["loss_l1"] + weights.perceptual * terms["loss_perceptual"]

@@ -135,7 +135,6 @@ class GaussianTokenModel(PictureModel):
     """Images as quantised 2D Gaussians (GaussianToken, Dong et al. 2025, arXiv 2501.15619), or as a quantised grid (VQGAN)."""
 
     config: GaussianTokenModelConfig
-    step_parts = (("generator",), ("discriminator",))
 
     def populate_modules(self) -> None:
         super().populate_modules()
@@ -149,6 +148,7 @@ class GaussianTokenModel(PictureModel):
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # A balanced adversarial weight takes gradients of the last layer on its own, before those of everything.
         self.network.replay_graphs(self.config.cuda_graphs and self.config.loss.adversarial is not None)
+        self.step_parts = (("generator",), ("discriminator",)) if self.config.loss.adversarial != 0 else (("generator",),)
         self.discriminator = PatchDiscriminator()
         self.lecam = LecamAverages()
         self.step = 0
@@ -229,10 +229,9 @@ class GaussianTokenModel(PictureModel):
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], set_step)]
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        return {
-            "generator": [parameter for parameter in self.network.parameters() if parameter.requires_grad],
-            "discriminator": list(self.discriminator.parameters()),
-        }
+        trained: dict[str, torch.nn.Module] = {"generator": self.network, "discriminator": self.discriminator}
+        groups = [name for part in self.step_parts or () for name in part]
+        return {name: [parameter for parameter in trained[name].parameters() if parameter.requires_grad] for name in groups}
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.config.precision == "float32" or self.device.type != "cuda":
