@@ -26,6 +26,10 @@ ARCHITECTURE = "--pipeline.model.architecture"
 EMBEDDER = f"{ARCHITECTURE}.embedder"
 OPTIMIZERS = ("--optimizers.generator", "--optimizers.discriminator")
 PUBLISHED_STEPS, PUBLISHED_EPOCHS, PUBLISHED_DECAY = 3900, 30, 0.999
+CONTENT_START = (f"{EMBEDDER}.start", "content")
+WIDER_CODES = (f"{ARCHITECTURE}.code-dim", "8")
+NO_DROPOUT = (f"{EMBEDDER}.dropout", "0")
+HIGHER_RATE = tuple(word for group in OPTIMIZERS for word in (f"{group}.optimizer.lr", "5e-4"))
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,12 @@ VARIANTS = {
     "gaussians-128": Variant(flags=(f"{EMBEDDER}.num-gaussians", "128"), published="26.98 / 0.92 (4 channels)"),
     "gaussians-256": Variant(flags=(f"{EMBEDDER}.num-gaussians", "256"), published="28.23 / 0.95 (4 channels)"),
     "published-gradient": Variant(published_splat=True),
-    "content-start": Variant(flags=(f"{EMBEDDER}.start", "content")),
+    "content-start": Variant(flags=CONTENT_START),
+    "code-dim-8": Variant(flags=WIDER_CODES),
+    "no-dropout": Variant(flags=NO_DROPOUT),
+    "higher-rate": Variant(flags=HIGHER_RATE),
     "slow-codebook": Variant(flags=(f"{ARCHITECTURE}.codebook-decay", "0.99")),
-    "code-dim-8": Variant(flags=(f"{ARCHITECTURE}.code-dim", "8")),
-    "no-dropout": Variant(flags=(f"{EMBEDDER}.dropout", "0")),
-    "higher-rate": Variant(flags=tuple(word for group in OPTIMIZERS for word in (f"{group}.optimizer.lr", "5e-4"))),
+    "together": Variant(flags=(*CONTENT_START, *WIDER_CODES, *NO_DROPOUT, *HIGHER_RATE)),
 }
 PUBLISHED_SPLAT = """
 from token_methods.gaussiantoken import network

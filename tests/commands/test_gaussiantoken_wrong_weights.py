@@ -49,7 +49,7 @@ def test_a_run_whose_codebook_has_another_size(
     ns_tokens("tokenize", pictures / "val", "--load-config", picture_run, "--output", tokens)
     moved = shutil.copytree(picture_run, tmp_path / "run")
     changed(moved, larger_codebook)
-    difference = "quantize._codebook.embed [1, 64, 4] instead of [1, 128, 4]"
+    difference = "quantize._codebook.embed [1, 64, 8] instead of [1, 128, 8]"
     with pytest.raises(WeightsError) as error:
         ComputePSNR(load_config=moved / "config.yml", output_path=tmp_path / "metrics.json").main()
     said = str(error.value)
@@ -69,7 +69,7 @@ def test_resuming_with_another_network_or_method(picture_run: Path, pictures: Pa
     config = tiny_picture_config(pictures, tmp_path / "first")
     larger_codebook(config)
     config.load_dir = picture_run
-    assert "_codebook.embed [1, 64, 4] instead of [1, 128, 4]" in refused(config, WeightsError)
+    assert "_codebook.embed [1, 64, 8] instead of [1, 128, 8]" in refused(config, WeightsError)
     config = tiny_picture_config(pictures, tmp_path / "second")
     config.load_dir = run  # of TokenGS
     said = refused(config, WeightsError)
@@ -107,7 +107,7 @@ SHADOW = shadow_name(KEY)
         (lambda weights: weights.pop(CODES), True, f"1 missing: {CODES}"),
         (put("img_decoder.surplus", torch.zeros(2)), True, "1 unexpected: img_decoder.surplus"),
         (put(SHADOW, torch.zeros(3, 4)), True, f"1 misshapen: {SHADOW} [3, 4] instead of [3, 32, 3, 3]"),
-        (put(CODES, torch.zeros(1, 128, 4)), True, f"1 misshapen: {CODES} [1, 128, 4] instead of [1, 64, 4]"),
+        (put(CODES, torch.zeros(1, 128, 8)), True, f"1 misshapen: {CODES} [1, 128, 8] instead of [1, 64, 8]"),
         (put(SHADOW, torch.full((3, 32, 3, 3), float("nan"))), True, f"NaN or infinity in 1 tensors: {SHADOW}"),
         (put(KEY, torch.full((3, 32, 3, 3), float("inf"))), True, f"NaN or infinity in 1 tensors: {KEY}"),
         (put("loss.discriminator.main.0.weight", torch.zeros(2)), True, "the discriminator in "),

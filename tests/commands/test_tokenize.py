@@ -93,7 +93,8 @@ def test_pictures_of_every_kind_travel_through_a_file(tokenizer_run: Path, folde
         written = Image.open((out / name).with_suffix(".png"))
         with Image.open(folder / name) as original:
             assert written.size == original.size and written.format == "PNG"
-        assert np.array_equal(np.asarray(written), tokenizer.detokenize(file.tokens(number))), name
+        alone = tokenizer.detokenize(file.tokens(number)).astype(int)
+        assert np.abs(np.asarray(written) - alone).max() <= 1, name  # another batch is rounded otherwise
     assert len(list(out.rglob("*.*"))) == len(GOOD)
 
 

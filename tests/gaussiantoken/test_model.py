@@ -34,7 +34,7 @@ def model_of(**settings: Any) -> GaussianTokenModel:
     model: GaussianTokenModel = config.setup(scene_box=SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), num_train_data=1, metadata={})
     for network in (model.network, None if model.average is None else model.average.module):
         if network is not None:
-            network.quantize._codebook.embed.copy_(torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(1)))
+            network.quantize._codebook.embed.copy_(torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(1)))
             network.quantize._codebook.initted.fill_(1)
     return model
 

@@ -174,16 +174,17 @@ TINY = GaussianTokenPreset(
     GaussianTokenArchitecture(
         map_size=(8, 8),
         multipliers=(1, 2, 2),
-        code_dim=4,
-        embedder=EmbedderArchitecture(num_gaussians=16, embed_dim=32),
+        code_dim=8,
+        embedder=EmbedderArchitecture(num_gaussians=16, embed_dim=32, start="content"),
         channels=32,
         num_residual_blocks=1,
         codebook_size=64,
         dead_code_vectors=512,
     ),
-    TrainingRecipe(batch_size=16, num_processes=1),
+    TrainingRecipe(batch_size=16, num_processes=1, lr=1e-3),
 )
-"""Small enough to be trained on a CPU for tests and demonstrations: 16 Gaussians for a 32x32 image. Not published."""
+"""Small enough to be trained on a CPU for tests and demonstrations: 16 Gaussians for a 32x32 image. Not published; start, code
+dimension and learning rate were chosen by short trainings (docs/results/gaussiantoken.md)."""
 
 PRESETS: dict[str, GaussianTokenPreset] = {
     "cifar": CIFAR,
