@@ -181,7 +181,7 @@ TINY = GaussianTokenPreset(
         codebook_size=64,
         dead_code_vectors=512,
     ),
-    TrainingRecipe(batch_size=16, num_processes=1, lr=1e-3),
+    TrainingRecipe(batch_size=16, num_processes=1, lr=1e-3, averaging_decay=0.99),
 )
 """Small enough to be trained on a CPU for tests and demonstrations: 16 Gaussians for a 32x32 image. Not published; start, code
 dimension and learning rate were chosen by short trainings (docs/results/gaussiantoken.md)."""
