@@ -14,6 +14,8 @@ _LARGEST_RATIO = 100
 """Unpacked over packed size; pictures hardly shrink and JSON by a factor of ten, but a megabyte of zeros by a thousand."""
 _RATIO_MATTERS_FROM = 2**20
 _ENCRYPTED = 0x1
+_LONGEST_REASON = 200
+"""Characters of what zipfile says."""
 
 
 class SceneArchive:
@@ -56,7 +58,8 @@ class SceneArchive:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(member)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
-            raise ValueError(f"{self.path}: the member {member} is damaged ({error}). Copy or download the archive again.") from None
+            reason = str(error)[:_LONGEST_REASON]  # zipfile quotes a whole damaged header
+            raise ValueError(f"{self.path}: the member {member} is damaged ({reason}). Copy or download the archive again.") from None
 
 
 def _fault(member: zipfile.ZipInfo, available: int) -> str | None:
