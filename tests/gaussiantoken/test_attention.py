@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
+from tests.gaussiantoken.interpreter import interpreted
 from token_methods.gaussiantoken.attention import DeformableAttention, cell_centres, read_map
 
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-    reason="needs Triton and TRITON_INTERPRET=1, which must be set before Triton is loaded",
-)
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 

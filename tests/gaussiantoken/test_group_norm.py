@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,14 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.gaussiantoken.interpreter import interpreted
 from token_methods.gaussiantoken import group_norm
 from token_methods.gaussiantoken.autoencoder import ImageDecoder, ImageEncoder
 from token_methods.gaussiantoken.group_norm import norm_modulated, norm_swish, residual_sum
 
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-    reason="needs Triton and TRITON_INTERPRET=1, which must be set before Triton is loaded",
-)
 GROUPS, EPS = 4, 1e-6
 
 

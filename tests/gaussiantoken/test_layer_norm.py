@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.gaussiantoken.interpreter import interpreted
 from token_methods.gaussiantoken.layer_norm import LayerNorm
 
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-    reason="needs Triton and TRITON_INTERPRET=1, which must be set before Triton is loaded",
-)
 EPS = 1e-5
 
 

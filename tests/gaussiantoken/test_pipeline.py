@@ -267,7 +267,9 @@ def test_two_processes_measure_what_one_does(arrays: Path, folder: Path, tmp_pat
     alone = pipeline.get_average_eval_image_metrics(step=0, get_std=True, output_path=tmp_path / "alone")
     for rank in range(2):
         summary, few = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert {**summary, "images_per_second": 0} == pytest.approx({**alone, "images_per_second": 0}, rel=1e-6, abs=1e-6)
+        assert {**summary, "images_per_second": 0} == pytest.approx(
+            {**alone, "images_per_second": 0}, rel=1e-6, abs=1e-8
+        )  # an SSIM near zero
         assert few["num_images"] == 1, "one of the processes had nothing to do"
         assert "val/12.png" in (tmp_path / f"problem{rank}").read_text(), "both stop"
     reports = [json.loads((tmp_path / place / "per_image.json").read_text())["images"] for place in ("0", "alone")]

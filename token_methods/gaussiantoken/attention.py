@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from token_methods.gaussiantoken.layer_norm import HAS_TRITON, LayerNorm
+from token_methods.gaussiantoken.group_norm import HAS_TRITON
+from token_methods.gaussiantoken.layer_norm import LayerNorm
 
 
 def sine_positions(height: int, width: int, dim: int) -> Float[Tensor, "cells dim"]:

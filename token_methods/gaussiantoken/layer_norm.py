@@ -6,12 +6,10 @@ thousand of them: several rows share a program here.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
-HAS_TRITON = find_spec("triton") is not None
+from token_methods.gaussiantoken.group_norm import HAS_TRITON
 
 
 class LayerNorm(nn.LayerNorm):
