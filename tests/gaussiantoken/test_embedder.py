@@ -172,7 +172,7 @@ def test_a_content_start_goes_where_something_happens() -> None:
     start = ContentStart(4, (8, 8))
     cells = torch.zeros(1, 64, 6)
     cells[0, 8 * 1 + 6] = 1.0
-    anchor, features = start(torch.zeros(1, 4, 5 + 6), cells)
+    anchor, features = start(torch.zeros(1, 4, 5 + 6), cells, cell_centres(8, 8))
     places = anchor[0, :, :2].sigmoid() * 8
     assert places[1].tolist() == pytest.approx([6.5, 1.5], abs=0.15)
     assert places[2].tolist() == pytest.approx([2.0, 6.0], abs=0.01)

@@ -104,13 +104,13 @@ class ContentStart(nn.Module):
         self.grid = (rows, count // rows)
 
     def forward(
-        self, anchor: Float[Tensor, "batch n anchor"], cells: Float[Tensor, "batch cells dim"]
+        self, anchor: Float[Tensor, "batch n anchor"], memory: Float[Tensor, "batch cells dim"], centres: Float[Tensor, "cells 2"]
     ) -> tuple[Float[Tensor, "batch n anchor"], Float[Tensor, "batch n dim"]]:
-        """The anchors with other positions, and features; `cells` is the map, row-major."""
-        plane = cells.mT.unflatten(-1, self.map_size)
+        """The anchors with other positions, and features; `memory` is the map, row-major, `centres` where its cells are, 0..1."""
+        plane = memory.mT.unflatten(-1, self.map_size)
         smooth = F.avg_pool2d(F.pad(plane, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         activity = (plane - smooth).square().sum(dim=1, keepdim=True) + 1e-6
-        weighted = torch.cat([activity, activity * cell_centres(*self.map_size).to(plane).mT.unflatten(-1, self.map_size)], dim=1)
+        weighted = torch.cat([activity, activity * centres.mT.unflatten(-1, self.map_size)], dim=1)
         mass, x, y = F.adaptive_avg_pool2d(weighted, self.grid).flatten(2).unbind(dim=1)
         places = torch.stack([x / mass, y / mass], dim=-1).detach()
         features = F.grid_sample(plane, 2 * places[:, None] - 1, padding_mode="border", align_corners=False)[:, :, 0].mT
@@ -317,7 +317,7 @@ class GaussianEmbedder(nn.Module):
             memory = self.attn_encoder(self.fm_lifter(feature_map.float()), self.positions, self.cells, self.map_size)
             anchor, features = self.gaussian_lifter(len(feature_map))
             if self.content_start is not None:
-                anchor, features = self.content_start(anchor, memory)
+                anchor, features = self.content_start(anchor, memory, self.cells)
             for first in range(0, len(self.layers), LAYERS_PER_BLOCK):
                 attention, feed_forward, refinement = self.layers[first : first + LAYERS_PER_BLOCK]
                 embedding = self.anchor_encoder(anchor)
