@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from token_methods.core.graph_replay import PLAIN_CALLS, GraphReplay
 from token_methods.gaussiantoken.config import PRESETS
 from token_methods.gaussiantoken.network import GaussianTokenNetwork
+from token_methods.rendering.gaussians2d import Gaussians2D, splat
 
 pytestmark = pytest.mark.gpu
 CALLS = PLAIN_CALLS + 3
@@ -48,45 +49,66 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
-def trained(
-    graphs: bool, dropout: float, accumulated: int = 1, recomputed: int = 0, steps: int = CALLS
-) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and state of a tokenizer after a few steps."""
+def tokenizer(dropout: float = 0.0, recomputed: int = 0) -> GaussianTokenNetwork:
     torch.manual_seed(0)
     architecture = PRESETS["tiny"].architecture
     assert architecture.embedder is not None
     architecture = replace(architecture, embedder=replace(architecture.embedder, dropout=dropout))
-    network = GaussianTokenNetwork(architecture, recomputed).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.replay_graphs(graphs)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
-    losses = []
-    for step in range(steps):
-        optimizer.zero_grad()
-        for part in range(accumulated):
-            images = numbers(4, 3, 32, 32, seed=10 * step + part).tanh()
-            tokens, commitment = network.train().tokenize(images)
-            loss = (network.decode(tokens) - images).abs().mean() + commitment
-            loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-    return losses, network.state_dict()
+    return GaussianTokenNetwork(architecture, recomputed).cuda().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload,no-any-return]
+
+
+def differentiate(network: GaussianTokenNetwork, call: int, accumulated: int = 1) -> float:
+    """Moves the weights in place, the same way every time, and takes gradients of the error of a few images.
+
+    Without the quantiser, which is not recorded: nearest codes jump at the slightest rounding.
+    """
+    with torch.no_grad():
+        for number, parameter in enumerate(network.parameters()):
+            parameter += 0.05 * numbers(*parameter.shape, seed=1000 * call + number)
+    network.zero_grad()
+    total = 0.0
+    for part in range(accumulated):
+        images = numbers(4, 3, 32, 32, seed=10 * call + part).tanh()
+        (feature_map,) = network._encode(images)
+        assert network._embed is not None
+        gaussians = Gaussians2D(*network._embed(feature_map))
+        (result,) = network._decode(splat(gaussians, *network.architecture.map_size))
+        loss = (result - images).square().mean()
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 @pytest.mark.parametrize(("accumulated", "recomputed"), [(1, 0), (2, 0), (1, 2)])
-def test_training_is_the_same_with_graphs(accumulated: int, recomputed: int) -> None:
-    losses, state = trained(graphs=True, dropout=0.0, accumulated=accumulated, recomputed=recomputed)
-    expected_losses, expected = trained(graphs=False, dropout=0.0, accumulated=accumulated)
-    _, start = trained(graphs=False, dropout=0.0, steps=0)
-    assert losses == pytest.approx(expected_losses, rel=1e-3)
-    moved, expected_moved = (torch.cat([(end[key] - start[key]).flatten().double() for key in start]) for end in (state, expected))
-    # Some gradients are summed in another order every time.
-    assert (moved - expected_moved).norm() <= 0.02 * expected_moved.norm()
+def test_gradients_are_the_same_with_graphs(accumulated: int, recomputed: int) -> None:
+    """Of weights that move from call to call, as in training.
+
+    Trained weights are not compared: rounding in the last bit of a weight grows to a tenth of its movement within five steps, with
+    graphs or without, while it changes gradients of the same weights by a ten-thousandth.
+    """
+    network, plain = tokenizer(recomputed=recomputed), tokenizer()
+    plain.replay_graphs(False)
+    for call in range(CALLS):
+        assert differentiate(network, call, accumulated) == pytest.approx(differentiate(plain, call, accumulated), rel=1e-3)
+        for part in ("img_encoder", "gs_embed", "img_decoder"):
+            grads, expected = (
+                torch.cat([value.grad.flatten() for value in getattr(of, part).parameters() if value.grad is not None])
+                for of in (network, plain)
+            )
+            assert (grads - expected).norm() <= 0.01 * expected.norm(), f"{part} in call {call}"
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(network.get_buffer(name), buffer, rtol=1e-3, atol=1e-6)
+    for replay in (network._encode, network._embed, network._decode):
+        assert replay is not None and len(replay._recordings) == 1
 
 
 def test_dropout_draws_anew_and_a_seed_repeats_it() -> None:
-    losses, _ = trained(graphs=True, dropout=0.1)
-    again, _ = trained(graphs=True, dropout=0.1)
-    assert losses == pytest.approx(again, rel=1e-3)
+    network, again = tokenizer(dropout=0.1), tokenizer(dropout=0.1)
+    losses, repeated = [], []
+    for of, told in ((network, losses), (again, repeated)):
+        torch.manual_seed(1)
+        told += [differentiate(of, call) for call in range(CALLS)]
+    assert losses == pytest.approx(repeated, rel=1e-3)
     network, x = Counting().cuda().train(), torch.ones(64, 8, device="cuda")
     replay = GraphReplay(network)
     masks = [replay(x)[0] == 0 for _ in range(CALLS)]
