@@ -134,7 +134,7 @@ def token_points(tokenizer: ImageTokenizer, pictures: Sequence[Pixels]) -> list[
         for group in groups(pictures, tokenizer.batch_size, lambda picture: layout.num_tiles(*picture.shape[:2])):
             tokens = tokenizer.tokenize_all(group)
             for bits, rows in zip(depths, measured):
-                decoded = tokenizer.detokenize_all([kept_tokens(own, layout, bits) for own in tokens])
+                decoded = tokenizer.detokenize_all([kept_tokens([("picture.png", own)], layout, bits)[0] for own in tokens])
                 for own, picture, back in zip(tokens, group, decoded):
                     size = len(encode_tokens([("picture.png", own)], layout, bits))
                     overhead = size - picture_bytes(own, layout, bits)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gaussiantoken.token_samples import BITS, GRID, LAYOUT, PAGE, forged, random_tokens, some_pictures
+from tests.gaussiantoken.token_samples import BITS, GRID, LAYOUT, PAGE, SCALES, forged, random_tokens, some_pictures
 from token_methods.gaussiantoken.geometry_quantization import EXACT, NO_GEOMETRY, GeometryBits
 from token_methods.gaussiantoken.picture_tokens import TokenLayout
 from token_methods.gaussiantoken.token_file import encode_tokens, kept_tokens, picture_bytes, read_tokens, write_tokens
@@ -24,9 +24,9 @@ def test_tokens_come_back(bits: GeometryBits, tmp_path: Path) -> None:
     assert size == (tmp_path / "t.safetensors").stat().st_size
     assert list(tmp_path.iterdir()) == [tmp_path / "t.safetensors"]
     file = read_tokens(tmp_path / "t.safetensors")
-    assert file.layout == LAYOUT and file.bits == bits and len(file) == 3
-    for number, (name, tokens) in enumerate(pictures):
-        back, expected = file.tokens(number), kept_tokens(tokens, LAYOUT, bits)
+    assert replace(file.layout, scale_range=SCALES) == LAYOUT and file.bits == bits and len(file) == 3
+    for number, ((name, tokens), expected) in enumerate(zip(pictures, kept_tokens(pictures, LAYOUT, bits))):
+        back = file.tokens(number)
         assert file.pictures[number].name == name and (back.height, back.width) == (tokens.height, tokens.width)
         assert np.array_equal(back.indices, tokens.indices)
         assert back.geometry is not None and expected.geometry is not None and tokens.geometry is not None
@@ -34,6 +34,29 @@ def test_tokens_come_back(bits: GeometryBits, tmp_path: Path) -> None:
             assert np.array_equal(getattr(back.geometry, part), getattr(expected.geometry, part)), part
             if bits == EXACT:
                 assert np.array_equal(getattr(back.geometry, part), getattr(tokens.geometry, part)), part
+
+
+def test_steps_of_scales_are_as_small_as_the_gaussians_of_a_file_allow(tmp_path: Path) -> None:
+    """A trained network fills a small part of the range that it could use."""
+    tokens = random_tokens(64, 64)
+    assert tokens.geometry is not None
+    scales = 0.5 + tokens.geometry.scales / 10
+    narrow = replace(tokens, geometry=replace(tokens.geometry, scales=scales))
+    write_tokens([("a.png", narrow)], LAYOUT, GeometryBits(32, 6, 32), tmp_path / "t.safetensors")
+    file = read_tokens(tmp_path / "t.safetensors")
+    assert file.layout.scale_range == (scales.min(), scales.max())
+    back = file.tokens(0)
+    assert back.geometry is not None
+    assert np.abs(back.geometry.scales - scales).max() <= (scales.max() - scales.min()) / 2**7 + 1e-6
+
+
+def test_scales_that_are_all_the_same_are_kept_in_the_range_of_the_network(tmp_path: Path) -> None:
+    tokens = random_tokens(8, 8)
+    assert tokens.geometry is not None
+    even = replace(tokens, geometry=replace(tokens.geometry, scales=np.full_like(tokens.geometry.scales, 0.75)))
+    write_tokens([("a.png", even)], LAYOUT, BITS, tmp_path / "t.safetensors")
+    geometry = read_tokens(tmp_path / "t.safetensors").tokens(0).geometry
+    assert geometry is not None and np.abs(geometry.scales - 0.75).max() <= (SCALES[1] - SCALES[0]) / 2 ** (BITS.scale + 1)
 
 
 def test_the_grid_has_codes_alone(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,23 +66,20 @@ class Tokenize:
             raise ValueError("the tokens of this network are Gaussians: their position, scale and rotation need 1 bit or more each")
         self.output.parent.mkdir(parents=True, exist_ok=True)  # now, not after the work
 
-        entries: list[tuple[str, PictureTokens]] = []
-        rows: list[Measured] = []
+        pictures: list[tuple[PictureFile, PictureTokens]] = []
         with progress("Tokenizing", len(files)) as advance:
-            pictures = read_pictures(files, advance)
-            for group in groups(pictures, tokenizer.batch_size, lambda picture: tokenizer.layout.num_tiles(*picture[1].shape[:2])):
-                for (file, pixels), tokens, exact, kept in zip(group, *there_and_back(tokenizer, [pixels for _, pixels in group], bits)):
-                    entries.append((file.name, tokens))
-                    size = picture_bytes(tokens, tokenizer.layout, bits)
-                    rows.append(Measured(file.name, tokens.height, tokens.width, size, psnr(pixels, exact), psnr(pixels, kept)))
-        if not entries:
+            for group in groups(
+                read_pictures(files, advance), tokenizer.batch_size, lambda read: tokenizer.layout.num_tiles(*read[1].shape[:2])
+            ):
+                pictures += zip([file for file, _ in group], tokenizer.tokenize_all([pixels for _, pixels in group]))
+        if not pictures:
             raise ValueError(f"none of the {len(files)} pictures can be read: nothing was written")
-        num_bytes = write_tokens(entries, tokenizer.layout, bits, self.output)
-        CONSOLE.print(quality_table(rows, num_bytes))
+        num_bytes = write_tokens([(file.name, tokens) for file, tokens in pictures], tokenizer.layout, bits, self.output)
+        CONSOLE.print(quality_table(measure(tokenizer, pictures, bits), num_bytes))
         told = f"{bits.per_token} bits of geometry and " if bits.any else ""
-        skipped = f", {len(files) - len(entries)} skipped" * (len(entries) < len(files))
+        skipped = f", {len(files) - len(pictures)} skipped" * (len(pictures) < len(files))
         CONSOLE.print(
-            f"{len(entries)} pictures{skipped}; {told}{tokenizer.layout.index_bits} bits of code per token: {self.output}", soft_wrap=True
+            f"{len(pictures)} pictures{skipped}; {told}{tokenizer.layout.index_bits} bits of code per token: {self.output}", soft_wrap=True
         )
 
 
@@ -122,15 +119,24 @@ def load_tokenizer(run: Path) -> ImageTokenizer:
     return ImageTokenizer(network.to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def there_and_back(
-    tokenizer: ImageTokenizer, pictures: list[Pixels], bits: GeometryBits
-) -> tuple[list[PictureTokens], list[Pixels], list[Pixels]]:
-    """Tokens of pictures, and the pictures of these tokens: with exact geometry, and as a file with these bits gives them back."""
-    tokens = tokenizer.tokenize_all(pictures)
-    exact = tokenizer.detokenize_all(tokens)
-    if bits.exact:
-        return tokens, exact, exact
-    return tokens, exact, tokenizer.detokenize_all([kept_tokens(own, tokenizer.layout, bits) for own in tokens])
+def measure(tokenizer: ImageTokenizer, pictures: Sequence[tuple[PictureFile, PictureTokens]], bits: GeometryBits) -> list[Measured]:
+    """What the tokens of pictures lose with exact geometry, and what as one file with these bits gives them back.
+
+    Raises:
+        ImageError: a picture is no longer there.
+    """
+    layout, rows = tokenizer.layout, []
+    kept = kept_tokens([(file.name, tokens) for file, tokens in pictures], layout, bits)
+    with progress("Measuring", len(pictures)) as advance:
+        for group in groups(zip(pictures, kept), tokenizer.batch_size, lambda item: len(item[1].indices)):
+            exact = tokenizer.detokenize_all([tokens for (_, tokens), _ in group])
+            back = exact if bits.exact else tokenizer.detokenize_all([tokens for _, tokens in group])
+            for ((file, tokens), _), *decoded in zip(group, exact, back):
+                pixels = read_image(file.path)
+                quality = (psnr(pixels, own) for own in decoded)
+                rows.append(Measured(file.name, tokens.height, tokens.width, picture_bytes(tokens, layout, bits), *quality))
+                advance()
+    return rows
 
 
 def read_pictures(files: Iterable[PictureFile], advance: Callable[[], None]) -> Iterator[tuple[PictureFile, Pixels]]:

@@ -1,8 +1,9 @@
 """The five numbers of a Gaussian in a few bits each. (The published tokenizer leaves them as floats: 160 bits beside a code of 10.)
 
 Every number is cut into 2^bits equal steps over its range and stands for the middle of its step, so it is off by half a step at most:
-positions over -1..1, scales over the network's range, rotations over a quarter turn. A quarter is enough: a Gaussian turned by 90
-degrees is the same Gaussian with its scales swapped, and whole half turns change nothing. That saves a bit over the half turn.
+positions over -1..1, scales over the range that the Gaussians of a file fill, rotations over a quarter turn. A quarter is enough: a
+Gaussian turned by 90 degrees is the same Gaussian with its scales swapped, and whole half turns change nothing. That saves a bit over
+the half turn.
 """
 
 from __future__ import annotations

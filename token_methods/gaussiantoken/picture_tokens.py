@@ -54,7 +54,7 @@ class TokenLayout:
     map_width: int
     tokens_per_tile: int
     scale_range: tuple[float, float] | None
-    """Smallest and largest standard deviation of a Gaussian, in cells; None for the baseline."""
+    """Smallest and largest standard deviation, in cells: what a network can give, or what is in a file. None for the baseline."""
 
     @property
     def index_bits(self) -> int:

@@ -5,6 +5,7 @@ Nothing in a file is believed before it has been compared with the file's own si
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from safetensors.numpy import save
 from token_methods.gaussiantoken.bit_packing import pack, packed_size, unpack
 from token_methods.gaussiantoken.geometry_quantization import (
     EXACT_BITS,
-    NO_GEOMETRY,
     PARTS,
     GeometryBits,
     StoredGeometry,
@@ -91,11 +91,12 @@ class TokenFile:
         return TokenFileError(f"{self.path} is damaged ({what}): copy it again or tokenize the pictures again")
 
 
-def kept_tokens(tokens: PictureTokens, layout: TokenLayout, bits: GeometryBits) -> PictureTokens:
-    """The tokens of a picture as a file with these bits gives them back. Errors as those of `encode_tokens`."""
-    _check_tokens("the picture", tokens, layout)
-    stored = _stored("the picture", tokens, layout, bits)
-    return replace(tokens, geometry=None if layout.scale_range is None else dequantize(stored, bits, layout.scale_range))
+def kept_tokens(pictures: Sequence[tuple[str, PictureTokens]], layout: TokenLayout, bits: GeometryBits) -> list[PictureTokens]:
+    """The tokens of pictures as one file of them gives them back. Arguments and errors as those of `encode_tokens`."""
+    scale_range = _check_pictures(pictures, layout, bits)
+    if scale_range is None:
+        return [tokens for _, tokens in pictures]
+    return [replace(tokens, geometry=dequantize(_stored(tokens, bits, scale_range), bits, scale_range)) for _, tokens in pictures]
 
 
 def picture_bytes(tokens: PictureTokens, layout: TokenLayout, bits: GeometryBits) -> float:
@@ -114,17 +115,14 @@ def encode_tokens(pictures: Sequence[tuple[str, PictureTokens]], layout: TokenLa
     Raises:
         ValueError: nothing to write; names that are no relative paths or appear twice; tokens or bits that do not suit the layout.
     """
-    if not pictures:
-        raise ValueError("there are no pictures to write")
-    for name, tokens in pictures:
-        _check_tokens(name, tokens, layout)
-    stored = [(tokens.indices, _stored(name, tokens, layout, bits)) for name, tokens in pictures]
+    scale_range = _check_pictures(pictures, layout, bits)
+    stored = [(tokens.indices, _stored(tokens, bits, scale_range)) for _, tokens in pictures]
     streams = {INDICES: pack(np.concatenate([indices.ravel() for indices, _ in stored]), layout.index_bits)}
     for part in PARTS if bits.any else ():
         values = np.concatenate([geometry[part].ravel() for _, geometry in stored])
         streams[part] = values.astype("<f4") if bits.of(part) == EXACT_BITS else pack(values, bits.of(part))
     entries = tuple(PictureEntry(name, tokens.height, tokens.width) for name, tokens in pictures)
-    header = TokenFileHeader(layout, bits, entries, _checksum(streams))
+    header = TokenFileHeader(replace(layout, scale_range=scale_range), bits, entries, _checksum(streams))
     return save(streams, metadata={HEADER_KEY: header.to_json()})
 
 
@@ -208,6 +206,22 @@ def _checksum(streams: dict[str, np.ndarray]) -> int:
     return checksum
 
 
+def _check_pictures(pictures: Sequence[tuple[str, PictureTokens]], layout: TokenLayout, bits: GeometryBits) -> tuple[float, float] | None:
+    """Refuse what does not suit the layout. Returns the range of scales that just holds all Gaussians, so that its steps are small."""
+    if not pictures:
+        raise ValueError("there are no pictures to write")
+    if bits.any and layout.scale_range is None:
+        raise ValueError("tokens that are cells of the map have no geometry: give it no bits")
+    if layout.scale_range is not None and not bits.any:
+        raise ValueError("tokens that are Gaussians need bits for their geometry")
+    smallest, largest = math.inf, 0.0
+    for name, tokens in pictures:
+        _check_tokens(name, tokens, layout)
+        if tokens.geometry is not None:
+            smallest, largest = min(smallest, float(tokens.geometry.scales.min())), max(largest, float(tokens.geometry.scales.max()))
+    return (smallest, largest) if smallest < largest else layout.scale_range
+
+
 def _check_tokens(name: str, tokens: PictureTokens, layout: TokenLayout) -> None:
     shape = (layout.num_tiles(tokens.height, tokens.width), layout.tokens_per_tile)
     if tokens.indices.shape != shape:
@@ -216,16 +230,12 @@ def _check_tokens(name: str, tokens: PictureTokens, layout: TokenLayout) -> None
         raise ValueError(f"{name}: codes {tokens.indices.min()} to {tokens.indices.max()}, but there are {layout.codebook_size}")
     if (tokens.geometry is None) != (layout.scale_range is None):
         raise ValueError(f"{name}: tokens that are cells have no geometry, and Gaussians have one")
+    if tokens.geometry is not None and layout.scale_range is not None:
+        try:
+            check_geometry(tokens.geometry, layout.scale_range)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
-def _stored(name: str, tokens: PictureTokens, layout: TokenLayout, bits: GeometryBits) -> StoredGeometry:
-    if tokens.geometry is None or layout.scale_range is None:
-        if bits != NO_GEOMETRY:
-            raise ValueError("tokens that are cells of the map have no geometry: give it no bits")
-        return {}
-    if not bits.any:
-        raise ValueError("tokens that are Gaussians need bits for their geometry")
-    try:
-        return quantize(tokens.geometry, bits, layout.scale_range)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+def _stored(tokens: PictureTokens, bits: GeometryBits, scale_range: tuple[float, float] | None) -> StoredGeometry:
+    return {} if tokens.geometry is None or scale_range is None else quantize(tokens.geometry, bits, scale_range)
