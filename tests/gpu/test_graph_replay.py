@@ -21,11 +21,14 @@ CALLS = PLAIN_CALLS + 3
 
 
 @pytest.fixture(autouse=True)
-def exact_convolutions() -> Iterator[None]:
+def exact_products() -> Iterator[None]:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    precision = torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    torch.set_float32_matmul_precision("highest")
     yield
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = before
+    torch.set_float32_matmul_precision(precision)
 
 
 class Counting(nn.Module):
