@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 
 from method_configs.gaussiantoken import gaussiantoken_tiny
 from tests import tiny_runs
+from token_methods.gaussiantoken.pipeline import ImagePipeline
 
 NUM_TRAINED = 8
 NUM_HELD_OUT = 5
@@ -39,3 +41,10 @@ def trained(data: Path, folder: Path, grid: bool = False) -> Path:
     if grid:
         model.architecture = replace(model.architecture, embedder=None)
     return tiny_runs.run(config)
+
+
+def loaded(run: Path) -> ImagePipeline:
+    """The pipeline of a run, as nerfstudio's commands load it."""
+    _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="inference")
+    assert isinstance(pipeline, ImagePipeline)
+    return pipeline

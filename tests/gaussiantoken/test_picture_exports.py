@@ -8,43 +8,13 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from nerfstudio.scripts.exporter import ExportGaussianSplat
-from nerfstudio.utils.eval_utils import eval_setup
-from nerfstudio.utils.rich_utils import CONSOLE
 
-from tests.gaussiantoken.picture_runs import trained, write_pictures
+from tests.gaussiantoken.picture_runs import loaded
 from token_methods.commands.main import main
-from token_methods.gaussiantoken.pipeline import ImagePipeline
 from token_methods.multiscene.plain_errors import SettingsError
 from token_methods.rendering.splat_files import read_splats
 
-
-@pytest.fixture(autouse=True)
-def _same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CONSOLE, "_width", 1000)
-    monkeypatch.delenv("NERFSTUDIO_TOKENS", raising=False)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(pictures, tmp_path_factory.mktemp("outputs"))
-
-
-@pytest.fixture(scope="module")
-def grid_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(pictures, tmp_path_factory.mktemp("grid"), grid=True)
-
-
-def loaded(run: Path) -> ImagePipeline:
-    _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="inference")
-    assert isinstance(pipeline, ImagePipeline)
-    return pipeline
+pytestmark = pytest.mark.usefixtures("same_everywhere")
 
 
 def test_ns_export_writes_the_tokens_as_splats(run: Path, tmp_path: Path) -> None:

@@ -9,36 +9,12 @@ import numpy as np
 import pytest
 import torch
 from nerfstudio.scripts.render import DatasetRender
-from nerfstudio.utils.eval_utils import eval_setup
-from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 
-from tests.gaussiantoken.picture_runs import NUM_HELD_OUT, trained, write_pictures
+from tests.gaussiantoken.picture_runs import NUM_HELD_OUT, loaded
 from token_methods.gaussiantoken.pipeline import ImagePipeline
 
-
-@pytest.fixture(autouse=True)
-def _same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CONSOLE, "_width", 1000)
-    monkeypatch.delenv("NERFSTUDIO_TOKENS", raising=False)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(pictures, tmp_path_factory.mktemp("outputs"))
-
-
-def loaded(run: Path) -> ImagePipeline:
-    _, pipeline, _, _ = eval_setup(run / "config.yml", test_mode="inference")
-    assert isinstance(pipeline, ImagePipeline)
-    return pipeline
+pytestmark = pytest.mark.usefixtures("same_everywhere")
 
 
 def reconstructions(pipeline: ImagePipeline) -> Iterator[tuple[str, torch.Tensor]]:
