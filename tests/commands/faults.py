@@ -110,16 +110,16 @@ FAULTS: dict[str, Fault] = {
     "NaN in the focal length": Fault(edit(lambda meta: meta.update(fl_x=float("nan"))), ("transforms.json", "'fl_x'"), "finite"),
     "fewer images than views": Fault(edit(keep_one_frame), ("photos", "1 image"), "give more images"),
     "image that is none": Fault(
-        spoil_images(lambda path: path.write_text("no image") and None), ("images/frame_0",), "replace the file or remove its frame"
+        spoil_images(lambda path: path.write_text("no image") and None), ("images/frame_0",), "replace the file or remove it from the data"
     ),
     "truncated image": Fault(
         spoil_images(lambda path: path.write_bytes(path.read_bytes()[:200]) and None),
         ("images/frame_0",),
-        "copy it again or remove its frame",
+        "copy it again or remove it from the data",
     ),
-    "empty image": Fault(spoil_images(lambda path: path.write_bytes(b"") and None), ("images/frame_0",), "remove its frame"),
+    "empty image": Fault(spoil_images(lambda path: path.write_bytes(b"") and None), ("images/frame_0",), "remove it from the data"),
     "oversized image": Fault(spoil_images(claim_huge_size), ("images/frame_0",), "scale it down or remove it"),
-    "missing image": Fault(spoil_images(Path.unlink), ("images/frame_0",), "restore the file or remove its frame"),
+    "missing image": Fault(spoil_images(Path.unlink), ("images/frame_0",), "restore the file or remove it from the data"),
     "other size than said": Fault(edit(lambda meta: meta.update(w=64, h=48)), ("images/frame_0",), "32 x 24"),
     "no camera file": Fault(
         lambda scene: (scene / "transforms.json").unlink(), ("photos", "transforms.json"), "check --data", whole_folder=True

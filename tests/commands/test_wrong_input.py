@@ -102,7 +102,7 @@ def test_a_scene_removed_while_training_is_named_once(
     folder = tiny_runs.run(config)
     said = capfd.readouterr().out
     assert said.count("Training passes over a scene") == 1
-    assert f"image {data / 'scene_1' / 'images'}/frame_0" in said and "restore the file or remove its frame" in said
+    assert f"image {data / 'scene_1' / 'images'}/frame_0" in said and "restore the file or remove it from the data" in said
     assert torch.load(folder / "nerfstudio_models" / "step-000000007.ckpt", weights_only=True)["step"] == 7, "it went on to the end"
 
 
@@ -115,7 +115,7 @@ def test_a_scene_removed_before_evaluation_stops_it(run: Path, scenes: Path, tmp
     config.pipeline.datamanager.scene = None
     (moved / "config.yml").write_text(yaml.dump(config))
     shutil.rmtree(data / "scene_3" / "images")
-    with pytest.raises(SceneError, match=r"scene_3/images/frame_0.* does not exist; restore the file or remove its frame"):
+    with pytest.raises(SceneError, match=r"scene_3/images/frame_0.* does not exist; restore the file or remove it from the data"):
         ComputePSNR(load_config=moved / "config.yml", output_path=tmp_path / "metrics.json").main()
     assert not (tmp_path / "metrics.json").exists()
 

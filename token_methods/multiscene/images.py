@@ -87,13 +87,13 @@ def _decode(path: Path, header_only: bool = False) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} claims more pixels than any photograph has ({error}); scale it down or remove it") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not an image that can be read; replace the file or remove its frame") from error
+        raise ImageError(f"{path} is not an image that can be read; replace the file or remove it from the data") from error
     except FileNotFoundError as error:
-        raise ImageError(f"image {path} does not exist; restore the file or remove its frame from the dataset") from error
+        raise ImageError(f"image {path} does not exist; restore the file or remove it from the data") from error
     except (OSError, SyntaxError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{path} is truncated or broken ({error}); copy it again or remove its frame") from error
+        raise ImageError(f"{path} is truncated or broken ({error}); copy it again or remove it from the data") from error
 
 
 def _open(path: Path) -> Path | io.BytesIO:
